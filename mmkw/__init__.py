@@ -1,0 +1,39 @@
+"""KernelWarehouse for OpenMMLab.
+
+Importing it registers the layers, backbones and hooks in MMEngine's root registries and a safe
+checkpoint loader, so that configs need nothing but ``custom_imports=dict(imports=['mmkw'])``.
+"""
+
+from mmengine.registry import MODELS
+
+from . import backbones, checkpoints, hooks
+from .kernel_warehouse import (
+    KWConv1d,
+    KWConv2d,
+    KWConv3d,
+    KWLinear,
+    WarehouseConfig,
+    apply_plan,
+    get_temperature,
+    set_temperature,
+)
+
+__version__ = '0.1.0'
+
+# The layers themselves know nothing of OpenMMLab.
+for _layer in (KWConv1d, KWConv2d, KWConv3d, KWLinear):
+    MODELS.register_module(module=_layer)
+
+__all__ = [
+    'KWConv1d',
+    'KWConv2d',
+    'KWConv3d',
+    'KWLinear',
+    'WarehouseConfig',
+    'apply_plan',
+    'backbones',
+    'checkpoints',
+    'get_temperature',
+    'hooks',
+    'set_temperature',
+]

@@ -1,0 +1,154 @@
+"""ResNet whose convolutions mix their kernels from one warehouse per stage."""
+
+from __future__ import annotations
+
+from mmcv.cnn.bricks import DropPath
+from mmengine.registry import MODELS
+from mmpretrain.models.backbones import ResNet
+from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
+from torch import nn
+
+from ..kernel_warehouse.layers import CellRatio, NormLayer, default_cell_ratio
+from ..kernel_warehouse.partition import Ratio, as_fraction
+from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan, freeze_idle_warehouses
+
+# What mmdet.ResNet takes and mmpretrain.ResNet does not, with the fix for those who use it.
+_MMDET_ONLY = {
+    'dcn': 'a deformable convolution cannot take its kernel from a warehouse',
+    'plugins': 'insert the plugins into a plain mmdet.ResNet',
+    'pretrained': "use init_cfg=dict(type='Pretrained', checkpoint=...)",
+}
+
+
+@MODELS.register_module()
+class KWResNet(ResNet):
+    """ResNet with KernelWarehouse convolutions, for classification and detection.
+
+    A drop-in for ``mmpretrain.ResNet`` and ``mmdet.ResNet``: it takes their arguments with the
+    same meaning (defaults are mmpretrain's, so detectors set ``out_indices``, ``frozen_stages``
+    and ``norm_eval`` as their configs do anyway) and gives the same shapes. All module names are
+    those of the plain network; cells are in ``warehouses.layer<stage>.cells``.
+
+    With the defaults the networks are the paper's. Stage s has one warehouse, but the first
+    block's conv1 and downsampling convolution belong to the warehouse of the stage before
+    (Table 15), as cells would otherwise be as small as theirs. The stem is plain, and so are
+    those two layers in stage 1 of the bottleneck networks.
+
+    A frozen stage freezes its attentions. A warehouse freezes when all layers that use it are
+    frozen, so that ``frozen_stages=1`` leaves that of stage 1, which stage 2 uses too, trainable.
+
+    Args:
+        depth (int): 18, 34, 50, 101 or 152.
+        budget (float | str | None): ``b``, convolutional parameters relative to the plain
+            network. ``None`` builds the plain network. Defaults to 1.
+        cell_ratio (float | tuple | None): cell channels relative to the greatest common divisors
+            of a stage's; one number or (output, input). Defaults to ``None``: 1 if the budget is
+            at least 1, otherwise 1/2.
+        reduction (float): hidden width of the attentions relative to the layer's input channels.
+            Defaults to 1/16.
+        basis_ratio (float | str | None): non-local basis of the attentions, see
+            :class:`mmkw.kernel_warehouse.attention.KernelAttention`. Defaults to ``'auto'``: 1/16
+            in bottleneck networks with a budget below 1 (the released ResNet50 1/2x), otherwise
+            none.
+        norm_layer (str | callable): norm of the attentions. Defaults to ``'BatchNorm1d'``.
+        constant_drop_path (bool): whether all blocks drop their path with ``drop_path_rate``,
+            as the released models do, instead of a rate that grows with depth. Defaults to
+            False.
+        **kwargs: arguments of :class:`mmpretrain.models.ResNet`.
+
+    Raises:
+        ValueError: on an unknown depth, a budget or cell ratio that leaves no whole cells, or
+            arguments of ``mmdet.ResNet`` that have no meaning here (dcn, plugins, pretrained).
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        budget: Ratio | None = 1,
+        cell_ratio: CellRatio = None,
+        reduction: Ratio = 1 / 16,
+        basis_ratio: Ratio | str | None = 'auto',
+        norm_layer: NormLayer = 'BatchNorm1d',
+        constant_drop_path: bool = False,
+        **kwargs,
+    ) -> None:
+        if depth not in self.arch_settings:
+            raise ValueError(
+                f'depth must be one of {sorted(self.arch_settings)}, but got {depth!r}'
+            )
+        super().__init__(depth, **_as_mmpretrain_arguments(kwargs))
+        if constant_drop_path:
+            rate = kwargs.get('drop_path_rate', 0.0)
+            for stage in self.res_layers:
+                for block in getattr(self, stage):
+                    block.drop_path = DropPath(rate)
+        if budget is None:
+            return
+        if cell_ratio is None:
+            cell_ratio = default_cell_ratio(budget)
+        if basis_ratio == 'auto':
+            has_basis = self.block is Bottleneck and as_fraction('budget', budget) < 1
+            basis_ratio = 1 / 16 if has_basis else None
+        plan = resnet_plan(
+            self,
+            budget=budget,
+            cell_ratio=cell_ratio,
+            reduction=reduction,
+            basis_ratio=basis_ratio,
+            norm_layer=norm_layer,
+        )
+        apply_plan(self, plan)
+        self._freeze_stages()
+
+    def _freeze_stages(self) -> None:
+        super()._freeze_stages()
+        freeze_idle_warehouses(self)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer-wise learning rates: a warehouse has the depth of its stage's first block."""
+        cells = prefix + 'warehouses.'
+        if param_name.startswith(cells):
+            stage, _, name = param_name[len(cells) :].partition('.')
+            param_name = f'{prefix}{stage}.0.{name}'
+        return super().get_layer_depth(param_name, prefix)
+
+
+def resnet_plan(network: ResNet, **options) -> Plan:
+    """The paper's sharing of warehouses in a ResNet (Appendix A.3, Table 15).
+
+    Args:
+        network: a plain ResNet of MMPretrain.
+        options: of every warehouse, see :class:`WarehouseConfig`.
+
+    Returns:
+        One warehouse per stage, named as the stage.
+    """
+    layers: dict[str, list[str]] = {stage: [] for stage in network.res_layers}
+    previous_stage = None
+    for stage in network.res_layers:
+        for name, module in getattr(network, stage).named_modules():
+            if not isinstance(module, nn.Conv2d):
+                continue
+            block, layer, *_ = name.split('.')
+            is_entry = block == '0' and layer in ('conv1', 'downsample')
+            if not is_entry or (previous_stage is None and network.block is BasicBlock):
+                layers[stage].append(f'{stage}.{name}')
+            elif previous_stage is not None:
+                layers[previous_stage].append(f'{stage}.{name}')
+        previous_stage = stage
+    return {stage: WarehouseConfig(names, **options) for stage, names in layers.items()}
+
+
+def _as_mmpretrain_arguments(kwargs: dict) -> dict:
+    """Read mmdet.ResNet's arguments where they differ from mmpretrain.ResNet's."""
+    kwargs = dict(kwargs)
+    for name, fix in _MMDET_ONLY.items():
+        value = kwargs.pop(name, None)
+        if value is not None:
+            raise ValueError(f'KWResNet cannot take {name}={value!r}: {fix}')
+    kwargs.pop('stage_with_dcn', None)
+    # None means the default in mmdet.
+    for name in ('stem_channels', 'init_cfg'):
+        if name in kwargs and kwargs[name] is None:
+            del kwargs[name]
+    return kwargs

@@ -1,0 +1,14 @@
+"""Checkpoints: reading them safely, writing them whole, converting released ones."""
+
+from .loading import CheckpointError, UnsafeCheckpointError, allow_classes, load_checkpoint
+from .released import convert_released
+from .saving import save_checkpoint
+
+__all__ = [
+    'CheckpointError',
+    'UnsafeCheckpointError',
+    'allow_classes',
+    'convert_released',
+    'load_checkpoint',
+    'save_checkpoint',
+]

@@ -1,0 +1,337 @@
+"""Reading checkpoints without running anything that they carry.
+
+A torch checkpoint is a pickle, and a pickle is a program: it may name any function that Python
+can import and have it called. The unpickler here resolves only the names in this file's tables
+(:data:`_CALLABLE`, :data:`_NAMED`) and those a user adds with :func:`allow_classes`; nothing else
+is imported or called. Importing this module makes it MMEngine's loader of local files, so that
+``load_from``, ``--resume`` and ``init_cfg=dict(type='Pretrained', ...)`` use it. That also lets
+them work on torch 2.6 and newer, whose own restricted unpickler refuses the message hub in
+MMEngine's checkpoints.
+"""
+
+import argparse
+import collections
+import datetime
+import os
+import pickle
+import tarfile
+import types
+import zipfile
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader
+
+_ZIP_START = b'PK\x03\x04'
+
+
+class CheckpointError(pickle.UnpicklingError):
+    """A file that cannot be read as a checkpoint."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint that asks for something outside the list of harmless classes."""
+
+
+def load_checkpoint(path, map_location='cpu'):
+    """Read what ``torch.save`` wrote, admitting harmless classes only.
+
+    Args:
+        path (str or os.PathLike): The file, in torch's zip format or in the stream format from
+            before torch 1.6. ``~`` is expanded.
+        map_location: Where the tensors go, as in :func:`torch.load`. Defaults to ``'cpu'``.
+
+    Returns:
+        object: What was saved, for example a state dict or MMEngine's checkpoint dictionary.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        IsADirectoryError: If ``path`` is a folder.
+        UnsafeCheckpointError: If the file refers to a class or function that is not admitted
+            (see :func:`allow_classes`), or uses pickle in a way that torch never does.
+        CheckpointError: If the file is empty, truncated, damaged or no checkpoint at all.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    if os.path.isdir(path):
+        raise IsADirectoryError(f'{path} is a folder; expected the path of a checkpoint file in it')
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'checkpoint file {path} does not exist')
+    with open(path, 'rb') as file:
+        _check_format(path, file)
+        try:
+            with torch.sparse.check_sparse_tensor_invariants():
+                return torch.load(
+                    file,
+                    map_location=map_location,
+                    pickle_module=_RESTRICTED_PICKLE,
+                    weights_only=False,
+                    mmap=False,
+                )
+        except UnsafeCheckpointError as error:
+            raise UnsafeCheckpointError(f'{path} was not loaded: {error}') from None
+        except Exception as error:
+            raise CheckpointError(
+                f'{path} cannot be read as a checkpoint ({type(error).__name__}: {error}). '
+                'Expected a complete file written by torch.save; was it truncated, or is it something '
+                'else?'
+            ) from error
+
+
+def allow_classes(*classes):
+    """Admit further classes (or the functions that rebuild them) in checkpoints.
+
+    Loading a checkpoint then creates instances of these classes, and calls their
+    ``__setstate__``, with whatever arguments the file gives: name only what is harmless then.
+
+    Args:
+        *classes (type or function): What to admit, for the rest of this process.
+
+    Raises:
+        TypeError: If an argument is neither a class nor a function.
+    """
+    for cls in classes:
+        if not hasattr(cls, '__qualname__') or not hasattr(cls, '__module__'):
+            raise TypeError(
+                f'allow_classes takes classes or functions themselves, not {cls!r} '
+                f'of type {type(cls).__name__}'
+            )
+    for cls in classes:
+        _USER_ALLOWED[f'{cls.__module__}.{cls.__qualname__}'] = cls
+
+
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename, map_location):
+    """MMEngine's entry: :func:`load_checkpoint` for paths without a scheme such as ``http://``."""
+    return load_checkpoint(filename, map_location)
+
+
+def _check_format(path, file):
+    """Refuse files that torch would not read with the given unpickler, or not as a checkpoint."""
+    start = file.read(len(_ZIP_START))
+    file.seek(0)
+    if not start:
+        raise CheckpointError(f'{path} is empty; expected a checkpoint written by torch.save')
+    if start == _ZIP_START:
+        try:
+            # The reader that torch.load uses: another one might see other records in this file.
+            records = torch._C.PyTorchFileReader(file).get_all_records()
+        except RuntimeError as error:
+            what = (
+                'is a zip archive, but not one that torch.save wrote'
+                if zipfile.is_zipfile(path)
+                else 'is truncated: the directory at the end of the archive is missing; copy or '
+                'download it again'
+            )
+            raise CheckpointError(f'{path} {what}') from error
+        if 'constants.pkl' in records:
+            raise CheckpointError(
+                f'{path} is a TorchScript archive, which is a program; expected a checkpoint. '
+                'Save the state_dict() of the scripted model instead'
+            )
+        if 'data.pkl' not in records:
+            raise CheckpointError(f'{path} is a zip archive, but not one that torch.save wrote')
+        file.seek(0)
+    # A tar archive is how torch wrote before 2017; it would be unpacked into a temporary folder.
+    elif start[:1] != pickle.PROTO or tarfile.is_tarfile(path):
+        raise CheckpointError(
+            f'{path} is not a checkpoint: it starts with {start!r}, but a file written by '
+            'torch.save is a zip archive or a pickle stream'
+        )
+
+
+def _latin1_bytes(text, encoding):
+    """``bytes`` as pickle protocol 2 spells them; other codecs are not for checkpoints."""
+    if encoding != 'latin1':
+        raise UnsafeCheckpointError(f'it asks for the text encoding {encoding!r}')
+    return text.encode('latin1')
+
+
+def _history_statistic(owner, name):
+    """The one use of ``getattr`` in MMEngine's checkpoints: naming a statistic of HistoryBuffer."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise UnsafeCheckpointError(
+            f"it calls 'builtins.getattr' for {name!r}; expected a statistic of HistoryBuffer, "
+            'the only use that a checkpoint has for it'
+        )
+    return name
+
+
+def _plain_dtype(code, align=False, copy=False):
+    """A NumPy number or text type: a copy, since unpickling writes its byte order in place."""
+    dtype = np.dtype(code) if isinstance(code, str) else None
+    if dtype is None or dtype.kind not in 'biufcSU':
+        raise UnsafeCheckpointError(
+            f"it makes a 'numpy.dtype' of {code!r}; expected the code of a number or text type"
+        )
+    return np.dtype(code, copy=True)
+
+
+_TENSOR_REBUILDERS = (
+    '_rebuild_tensor',
+    '_rebuild_tensor_v2',
+    '_rebuild_tensor_v3',
+    '_rebuild_parameter',
+    '_rebuild_parameter_with_state',
+    '_rebuild_sparse_tensor',
+)
+_ndarray_rebuilder = np.empty(0).__reduce__()[0]
+_numpy_scalar_rebuilder = np.float64(0).__reduce__()[0]
+
+# What a checkpoint may name and have called, by the name in the pickle. Functions that reach
+# further than a checkpoint needs are replaced by narrow ones of this file.
+_CALLABLE = {
+    **{
+        f'torch._utils.{name}': getattr(torch._utils, name)
+        for name in _TENSOR_REBUILDERS
+        if hasattr(torch._utils, name)
+    },
+    'torch.serialization._get_layout': torch.serialization._get_layout,
+    'torch.Size': torch.Size,
+    'torch.device': torch.device,
+    'numpy.core.multiarray._reconstruct': _ndarray_rebuilder,
+    'numpy._core.multiarray._reconstruct': _ndarray_rebuilder,
+    'numpy.core.multiarray.scalar': _numpy_scalar_rebuilder,
+    'numpy._core.multiarray.scalar': _numpy_scalar_rebuilder,
+    'numpy.dtype': _plain_dtype,
+    'collections.OrderedDict': collections.OrderedDict,
+    'collections.defaultdict': collections.defaultdict,
+    'collections.Counter': collections.Counter,
+    **{
+        f'datetime.{cls.__name__}': cls
+        for cls in (
+            datetime.date,
+            datetime.datetime,
+            datetime.time,
+            datetime.timedelta,
+            datetime.timezone,
+        )
+    },
+    **{
+        f'builtins.{cls.__name__}': cls
+        for cls in (set, frozenset, bytes, bytearray, complex, slice, range)
+    },
+    'builtins.getattr': _history_statistic,
+    '_codecs.encode': _latin1_bytes,
+    'argparse.Namespace': argparse.Namespace,
+    'mmengine.config.config.ConfigDict': ConfigDict,
+    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+}
+
+# What it may name, but not have called: argument types and the factories of a defaultdict.
+_NAMED = {
+    **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
+    'torch.storage.UntypedStorage': torch.UntypedStorage,
+    'numpy.ndarray': np.ndarray,
+    **{f'builtins.{cls.__name__}': cls for cls in (bool, int, float, str, list, tuple, dict)},
+}
+
+# Instances that may receive state beyond their constructor's arguments.
+_WITH_STATE = (collections.OrderedDict, argparse.Namespace, HistoryBuffer, np.ndarray)
+
+_USER_ALLOWED = {}
+
+
+class _RestrictedUnpickler(pickle._Unpickler):
+    """Python's own unpickler with a closed list of names.
+
+    The pure Python class rather than the compiled one, since only its single steps can be
+    checked: a name that is admitted as an argument is still not to be called, and state is for
+    instances only (given to a class or a function it would change it for the whole process).
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_global(self):
+        module, name = self.readline(), self.readline()
+        if not name.endswith(b'\n'):
+            raise EOFError('the pickle ends within a name')
+        self.append(self.find_class(module[:-1].decode(), name[:-1].decode()))
+
+    def find_class(self, module, name):
+        module = 'builtins' if module == '__builtin__' else module
+        full_name = f'{module}.{name}'
+        for table in (_CALLABLE, _NAMED, _USER_ALLOWED):
+            if full_name in table:
+                return table[full_name]
+        raise UnsafeCheckpointError(
+            f'it refers to {full_name!r}, which is not among the classes known to be harmless in '
+            'a checkpoint. If you trust this file and need that class, import it and call '
+            f'mmkw.checkpoints.allow_classes({name}) before loading'
+        )
+
+    def _check_call(self, function):
+        admitted = (*_CALLABLE.values(), *_USER_ALLOWED.values())
+        if not any(function is known for known in admitted):
+            raise UnsafeCheckpointError(f'it calls {function!r}, which is not a constructor')
+
+    def load_reduce(self):
+        self._check_call(self.stack[-2])
+        super().load_reduce()
+
+    def load_newobj(self):
+        self._check_call(self.stack[-2])
+        super().load_newobj()
+
+    def load_newobj_ex(self):
+        self._check_call(self.stack[-3])
+        super().load_newobj_ex()
+
+    def load_build(self):
+        state, instance = self.stack[-1], self.stack[-2]
+        if isinstance(instance, np.dtype):
+            self._check_dtype_state(instance, state)
+        elif isinstance(instance, HistoryBuffer) and isinstance(state, dict):
+            # These would replace the methods of the class; the class has them already.
+            state.pop('statistics_methods', None)
+        elif type(instance) not in (*_WITH_STATE, *_USER_ALLOWED.values()):
+            raise UnsafeCheckpointError(
+                f'it sets the state of {instance!r} of type {type(instance).__name__!r}, '
+                'which has none in a checkpoint'
+            )
+        super().load_build()
+
+    @staticmethod
+    def _check_dtype_state(dtype, state):
+        """Only the byte order may differ from what the type's code says (sizes and flags that
+        do not fit the type would make NumPy read foreign memory)."""
+        version, _, *rest = dtype.__reduce__()[2]
+        if not isinstance(state, tuple) or (state[:1], *state[2:]) != ((version,), *rest):
+            raise UnsafeCheckpointError(f"it changes the 'numpy.dtype' {dtype} to {state!r}")
+
+    def load_binpersid(self):
+        reference = self.stack[-1]
+        if not isinstance(reference, tuple) or reference[:1] not in (('storage',), (b'storage',)):
+            raise UnsafeCheckpointError(
+                f'it refers to {reference!r} outside the pickle; expected the storage of a tensor'
+            )
+        super().load_binpersid()
+
+    def load_foreign(self):
+        raise UnsafeCheckpointError('it contains a pickle instruction that torch.save never writes')
+
+    dispatch[pickle.GLOBAL[0]] = load_global
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BINPERSID[0]] = load_binpersid
+    for _instruction in (
+        pickle.INST,
+        pickle.OBJ,
+        pickle.PERSID,
+        pickle.EXT1,
+        pickle.EXT2,
+        pickle.EXT4,
+    ):
+        dispatch[_instruction[0]] = load_foreign
+
+
+def _load(file, **kwargs):
+    return _RestrictedUnpickler(file, **kwargs).load()
+
+
+_RESTRICTED_PICKLE = types.SimpleNamespace(
+    __name__=__name__, Unpickler=_RestrictedUnpickler, load=_load
+)

@@ -1,0 +1,120 @@
+"""Hooks that set the temperature of the attentions (``tau`` of Eq. 4) during training."""
+
+from __future__ import annotations
+
+import math
+
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from ..kernel_warehouse.warehouse import Warehouse, check_temperature, warehouses
+
+
+class _TemperatureHook(Hook):
+    def before_train(self, runner: Runner) -> None:
+        """Find the warehouses of the model and of its moving averages.
+
+        Raises:
+            ValueError: if the model has no KW layers, or two hooks would set the temperature.
+        """
+        rivals = [
+            type(hook).__name__ for hook in runner.hooks if isinstance(hook, _TemperatureHook)
+        ]
+        if len(rivals) > 1:
+            raise ValueError(
+                f'only one hook can set the temperature, but custom_hooks has {rivals}; remove '
+                f'one of them'
+            )
+        models = [runner.model]
+        # A running mean of this buffer would lag behind, with EMAHook(update_buffers=True).
+        models += [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
+        self._warehouses: list[Warehouse] = [
+            warehouse for model in models for warehouse in warehouses(model)
+        ]
+
+    def _set(self, value: float) -> None:
+        for warehouse in self._warehouses:
+            warehouse.temperature.fill_(value)
+
+
+@HOOKS.register_module()
+class KWTemperatureHook(_TemperatureHook):
+    r"""Anneals the temperature linearly, iteration by iteration.
+
+    .. math:: \tau_t = \mathrm{begin} + (\mathrm{end} - \mathrm{begin}) \min(t / T, 1)
+
+    with ``t`` counting iterations from 1 and ``T`` those of ``epochs``. The value follows from
+    the iteration alone, so a resumed run goes on exactly. With gradient accumulation all
+    iterations of one optimizer step share the value of the last, as in the same run with the
+    larger batch. The message hub shows it as ``train/temperature``.
+
+    Args:
+        epochs (float, optional): epochs over which to anneal. The paper takes 10 (SGD, 100
+            epochs), 15 (MobileNetV2, as released) or 20 (AdamW, 300 epochs).
+        iters (int, optional): iterations instead of epochs; give one of the two.
+        begin (float): temperature before the first iteration. Defaults to 1.
+        end (float): temperature from iteration ``T`` on. Defaults to 0.
+
+    Raises:
+        ValueError: if not exactly one of ``epochs`` and ``iters`` is positive, a temperature is
+            not in [0, 1], the model has no KW layers, or ``epochs`` is given to a training loop
+            that does not count epochs.
+    """
+
+    def __init__(
+        self,
+        epochs: float | None = None,
+        iters: int | None = None,
+        begin: float = 1.0,
+        end: float = 0.0,
+    ) -> None:
+        if (epochs is None) == (iters is None) or (epochs or iters) <= 0:
+            raise ValueError(
+                f'KWTemperatureHook needs a positive number of either epochs or iters, but got '
+                f'epochs={epochs!r}, iters={iters!r}'
+            )
+        self.epochs = epochs
+        self.iters = iters
+        self.begin = check_temperature('begin', begin)
+        self.end = check_temperature('end', end)
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the warehouses and the length of annealing."""
+        super().before_train(runner)
+        if self.epochs is None:
+            self._last_iter = self.iters
+        elif isinstance(runner.train_loop, EpochBasedTrainLoop):
+            self._last_iter = self.epochs * len(runner.train_dataloader)
+        else:
+            raise ValueError(
+                f'KWTemperatureHook(epochs={self.epochs}) needs a training loop that counts '
+                f'epochs, but got {type(runner.train_loop).__name__}; give iters instead'
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Set the temperature of the iteration that begins."""
+        step = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        iteration = math.ceil((runner.iter + 1) / step) * step
+        progress = min(iteration / self._last_iter, 1)
+        value = self.begin + (self.end - self.begin) * progress
+        self._set(value)
+        runner.message_hub.update_scalar('train/temperature', value)
+
+
+@HOOKS.register_module()
+class KWDisableAttentionInitHook(_TemperatureHook):
+    """Holds the temperature at 0, for fine-tuning.
+
+    One-to-one attentions would disrupt what pre-training learnt (Appendix A.1.2), so the
+    temperature is 0 whatever the checkpoint says.
+
+    Raises:
+        ValueError: if the model has no KW layers.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Set the temperature to 0, after any checkpoint was loaded."""
+        super().before_train(runner)
+        self._set(0.0)
+        runner.logger.info('KernelWarehouse: the temperature is held at 0 (learned attentions).')

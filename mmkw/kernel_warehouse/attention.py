@@ -1,0 +1,166 @@
+"""The attention module and the contrasting-driven attention function (Section 3.4, Eq. 4)."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .partition import KernelPartition, Ratio, as_fraction
+
+_MIN_HIDDEN = 16
+_EPS = 1e-3
+
+
+def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> Tensor:
+    r"""The contrasting-driven attention function (CAF).
+
+    .. math::
+        \alpha_{ij} = \tau \beta_{ij} +
+            (1 - \tau) \frac{z_{ij}}{\sum_{p=1}^{n+1} |z_{ip}| + 10^{-3}} \qquad (4)
+
+    The sum runs over the ``n`` cells and the zero cell, whose own attention is then dropped: a
+    zero cell adds nothing to a mixture. The small constant is the released models'.
+
+    Args:
+        logits: ``z``, shape ``(N, m, n + 1)``, the last column being the zero cell.
+        beta: 0 or 1, shape ``(m, n)``.
+        temperature: ``tau`` in [0, 1], a tensor without dimensions.
+
+    Returns:
+        ``alpha``, shape ``(N, m, n)``, in at least float32.
+    """
+    # Half precision would lose the sum over a hundred cells and more.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    normalised = logits[..., :-1] / (logits.abs().sum(dim=-1, keepdim=True) + _EPS)
+    # lerp is exact at both ends: one-hot at temperature 1, untouched at 0.
+    weight = temperature.to(normalised)
+    return torch.lerp(normalised, beta.to(normalised).expand_as(normalised), weight)
+
+
+class KernelAttention(nn.Module):
+    r"""Input-dependent attentions of one layer's linear mixtures over the warehouse's cells.
+
+    Global average pool, linear, norm, ReLU, linear, CAF: the compact SE-type module of the
+    paper's Appendix A.3.
+
+    With ``basis_ratio`` (the released ResNet50 1/2x) only the layer's own cells and the zero
+    cell get logits of their own. Those of the other cells are a linear map, shared by the
+    layer's mixtures, of ``max(int((n - own) * basis_ratio), 16)`` basis values per mixture.
+
+    Args:
+        in_channels: channels of the layer's input, over all groups.
+        partition: the layer's mixtures and cells.
+        reduction: hidden width relative to ``in_channels``; it is at least 16.
+            Defaults to 1/16.
+        norm_layer: the hidden norm, a class of ``torch.nn`` by name or a callable that takes the
+            width. Defaults to ``'BatchNorm1d'``.
+        basis_ratio: see above. Defaults to ``None``, direct logits for all cells.
+
+    Raises:
+        ValueError: if ``reduction`` or ``basis_ratio`` is no positive number, ``norm_layer`` is
+            unknown, or ``basis_ratio`` is given though no other layer shares the warehouse.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        partition: KernelPartition,
+        reduction: Ratio = 1 / 16,
+        norm_layer: str | Callable[[int], nn.Module] = 'BatchNorm1d',
+        basis_ratio: Ratio | None = None,
+    ) -> None:
+        super().__init__()
+        m, n, own = partition.num_mixtures, partition.num_cells, partition.num_own_cells
+        self.num_mixtures = m
+        self.num_cells = n
+        self.first_cell = partition.first_cell
+        self.num_own_cells = own
+
+        hidden = max(int(in_channels * as_fraction('reduction', reduction)), _MIN_HIDDEN)
+        norm = _norm_layer(norm_layer)(hidden)
+        is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        self.fc1 = nn.Linear(in_channels, hidden, bias=not is_batch_norm)
+        self.norm = norm
+        self.relu = nn.ReLU(inplace=True)
+        if basis_ratio is None:
+            self.fc2 = nn.Linear(hidden, m * (n + 1))
+            self.fc3 = None
+        else:
+            ratio = as_fraction('basis_ratio', basis_ratio)
+            if n == own:
+                raise ValueError(
+                    f'basis_ratio={basis_ratio} needs cells of other layers, but this layer owns '
+                    f'all {n} cells of its warehouse; drop basis_ratio or share the warehouse'
+                )
+            basis = max(int((n - own) * ratio), _MIN_HIDDEN)
+            self.fc2 = nn.Linear(hidden, m * (own + basis + 1), bias=False)
+            self.fc3 = nn.Linear(basis, n - own, bias=False)
+            self.basis_bias = nn.Parameter(torch.empty(m * (n + 1)))
+
+        # A constant of the plan, hence not in checkpoints.
+        beta = torch.zeros(m, n)
+        for mixture, cell in enumerate(partition.initial_cells):
+            if cell is not None:
+                beta[mixture, cell] = 1
+        self.register_buffer('beta', beta, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as the released models do: Kaiming normal over fan_out, biases 0, norm 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if hasattr(self.norm, 'reset_parameters'):
+            self.norm.reset_parameters()
+        if self.fc3 is not None:
+            nn.init.zeros_(self.basis_bias)
+
+    def forward(self, pooled: Tensor, temperature: Tensor) -> Tensor:
+        """Attentions for globally averaged inputs.
+
+        Args:
+            pooled: shape ``(N, in_channels)``.
+            temperature: ``tau``, a tensor without dimensions.
+
+        Returns:
+            ``alpha``, shape ``(N, m, n)``, in at least float32.
+
+        Raises:
+            ValueError: if batch norm would have to train on a single sample.
+        """
+        if self.training and pooled.shape[0] == 1 and isinstance(self.norm, nn.BatchNorm1d):
+            if self.norm.training:
+                raise ValueError(
+                    'the attention of a KW layer normalises over the batch and cannot train on '
+                    'a batch of 1 sample; use at least 2 samples per device, norm_eval=True, '
+                    'synchronised batch norm or an attention with layer norm'
+                )
+        logits = self.fc2(self.relu(self.norm(self.fc1(pooled))))
+        logits = logits.view(len(pooled), self.num_mixtures, -1)
+        if self.fc3 is not None:
+            logits = self._expand_basis(logits)
+        return contrasting_attention(logits, self.beta, temperature)
+
+    def _expand_basis(self, logits: Tensor) -> Tensor:
+        """Rows of (own cells, basis, zero cell) -> rows of (all cells in order, zero cell)."""
+        own, basis, zero = logits.split([self.num_own_cells, self.fc3.in_features, 1], dim=-1)
+        others = self.fc3(basis)
+        before, after = others.split([self.first_cell, others.shape[-1] - self.first_cell], dim=-1)
+        bias = self.basis_bias.view(self.num_mixtures, self.num_cells + 1)
+        return torch.cat([before, own, after, zero], dim=-1) + bias
+
+
+def _norm_layer(norm_layer: str | Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+    if callable(norm_layer):
+        return norm_layer
+    found = getattr(nn, norm_layer, None) if isinstance(norm_layer, str) else None
+    if found is None:
+        raise ValueError(
+            f"norm_layer must be a norm of torch.nn, such as 'BatchNorm1d', 'SyncBatchNorm' or "
+            f"'LayerNorm', or a callable that takes the width, but got {norm_layer!r}"
+        )
+    return found

@@ -1,0 +1,298 @@
+"""Convolutions and linear layers that mix their kernels from a warehouse for every input."""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .assembly import assemble_kernels, dynamic_conv, dynamic_linear
+from .attention import KernelAttention
+from .partition import KernelPartition, Ratio, as_fraction, partition_kernels
+from .warehouse import Warehouse
+
+IntOrTuple = Union[int, tuple[int, ...]]
+CellRatio = Union[Ratio, tuple[Ratio, Ratio], None]
+NormLayer = Union[str, Callable[[int], nn.Module]]
+
+
+def default_cell_ratio(budget: Ratio) -> float:
+    """The paper's cell ratio (Appendix A.3): 1/2 for budgets below 1, otherwise 1."""
+    return 0.5 if as_fraction('budget', budget) < 1 else 1.0
+
+
+class _KWLayer(nn.Module):
+    """What KW convolutions and linear layers have in common: a warehouse and an attention.
+
+    Args:
+        in_channels: channels of the input, over all groups.
+        kernel_shape: ``(out_channels, in_channels / groups, *kernel_size)``.
+        bias: whether to add a static bias, initially 0.
+        budget: ``b``; the layer then owns a warehouse of ``b * m`` cells, as a submodule.
+            ``None`` leaves the layer to a plan, see :func:`apply_plan`.
+        cell_ratio: cell channels relative to the kernel's, see :func:`partition_kernels`.
+            Defaults to ``None``, :func:`default_cell_ratio`.
+        spatial_partition: see :func:`partition_kernels`.
+        reduction, norm_layer: see :class:`KernelAttention`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_shape: tuple[int, ...],
+        bias: bool,
+        budget: Ratio | None,
+        cell_ratio: CellRatio,
+        spatial_partition: bool,
+        reduction: Ratio,
+        norm_layer: NormLayer,
+    ) -> None:
+        super().__init__()
+        self.kernel_shape = kernel_shape
+        self._attention_in_channels = in_channels
+        self.bias = nn.Parameter(torch.zeros(kernel_shape[0])) if bias else None
+        self.attention: KernelAttention | None = None
+        self.partition: KernelPartition | None = None
+        if budget is not None:
+            cell_ratio = default_cell_ratio(budget) if cell_ratio is None else cell_ratio
+            name = type(self).__name__
+            partition = partition_kernels(
+                {name: kernel_shape}, budget, cell_ratio, spatial_partition
+            )
+            self.warehouse = Warehouse(partition)
+            self._set_partition(partition.kernels[name], reduction=reduction, norm_layer=norm_layer)
+
+    def share_warehouse(
+        self, warehouse: Warehouse, partition: KernelPartition, **attention_options
+    ) -> None:
+        """Draw on a warehouse that another module owns, with a new attention.
+
+        Args:
+            warehouse: holds the cells and the temperature.
+            partition: this layer's mixtures and own cells.
+            attention_options: ``reduction``, ``norm_layer`` and ``basis_ratio`` of
+                :class:`KernelAttention`.
+        """
+        self._modules.pop('warehouse', None)
+        # A plain attribute, not a submodule: a state dict must hold shared cells only once.
+        object.__setattr__(self, 'warehouse', warehouse)
+        self._set_partition(partition, **attention_options)
+
+    def _set_partition(self, partition: KernelPartition, **attention_options) -> None:
+        self.partition = partition
+        self.attention = KernelAttention(
+            self._attention_in_channels, partition, **attention_options
+        )
+
+    def reset_parameters(self) -> None:
+        """Initialise the attention, the layer's own cells and the bias (0) anew."""
+        if self.attention is not None:
+            self.attention.reset_parameters()
+            self.warehouse.reset_cells(self.partition)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def init_weights(self) -> None:
+        """What MMEngine calls on modules that initialise themselves."""
+        self.reset_parameters()
+
+    def _mix(self, pooled: Tensor) -> tuple[Tensor, Tensor, KernelPartition]:
+        """Attentions for the pooled input, with the cells that they weight."""
+        if self.attention is None:
+            raise RuntimeError(
+                f'{self} has no warehouse yet: apply a plan that names it '
+                f'(mmkw.kernel_warehouse.apply_plan), or give it a budget of its own'
+            )
+        cells = self.warehouse.cells
+        attention = self.attention(pooled, self.warehouse.temperature)
+        return attention.to(cells.dtype), cells, self.partition
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # Non-strict loading, MMEngine's default, would leave the layer with random cells.
+        if prefix + 'weight' in state_dict:
+            raise ValueError(
+                f'the checkpoint holds a plain kernel, {prefix}weight, where the model has a '
+                f'KernelWarehouse layer; load a checkpoint of a KW model, or remove init_cfg or '
+                f'load_from to train from scratch'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _extra_repr(self) -> str:
+        if self.partition is None:
+            return 'no warehouse yet'
+        return f'm={self.partition.num_mixtures}, n={self.partition.num_cells}'
+
+
+class _KWConvNd(_KWLayer):
+    """Convolution of each sample with its own kernel, mixed from a warehouse.
+
+    Stride, padding (also ``'same'``), dilation, groups, bias and padding mode are those of the
+    plain convolution, and so are the shapes; a batch dimension is required. The bias is static.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode: as in the plain convolution.
+        budget: ``b``, the cells of the layer's own warehouse per linear mixture. ``None`` leaves
+            the layer to a plan, see :func:`apply_plan`. Defaults to 1.
+        cell_ratio: cell channels relative to the kernel's, one number or (output, input).
+            Defaults to ``None``: 1 if the budget is at least 1, otherwise 1/2.
+        spatial_partition: whether a cell covers one spatial position or all. Defaults to True.
+        reduction: hidden width of the attention relative to ``in_channels``. Defaults to 1/16.
+        norm_layer: norm of the attention, a class of ``torch.nn`` by name or a callable that
+            takes the width. Defaults to ``'BatchNorm1d'``.
+
+    Raises:
+        ValueError: at construction if channels, budget and cell ratio do not fit; in training if
+            batch norm would see a single sample.
+        RuntimeError: when called before a plan gave it a warehouse.
+    """
+
+    _plain: type[nn.modules.conv._ConvNd]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrTuple,
+        stride: IntOrTuple = 1,
+        padding: IntOrTuple | str = 0,
+        dilation: IntOrTuple = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        budget: Ratio | None = 1,
+        cell_ratio: CellRatio = None,
+        spatial_partition: bool = True,
+        reduction: Ratio = 1 / 16,
+        norm_layer: NormLayer = 'BatchNorm1d',
+    ) -> None:
+        # The plain layer checks the arguments and brings them into one form.
+        plain = self._plain(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device='meta',
+        )  # fmt: skip
+        super().__init__(
+            in_channels, tuple(plain.weight.shape), bias, budget, cell_ratio, spatial_partition,
+            reduction, norm_layer,
+        )  # fmt: skip
+        for name in plain.__constants__:
+            setattr(self, name, getattr(plain, name))
+        # Padding other than zeros, or an uneven one, is applied before the convolution.
+        self._pad_first = padding_mode != 'zeros' or padding == 'same'
+        self._pad_widths = tuple(plain._reversed_padding_repeated_twice)
+        self._conv_padding = self.padding
+        if self._pad_first or padding == 'valid':
+            self._conv_padding = (0,) * len(self.kernel_size)
+
+    @classmethod
+    def replacing(cls, conv: nn.Module) -> _KWConvNd:
+        """A layer of the geometry of ``conv`` that waits for a plan."""
+        return cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+            conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode, budget=None,
+        )  # fmt: skip
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """The kernels assembled for ``x``, ``(N, out_channels, in_channels / groups, *size)``."""
+        self._check_input(x)
+        return assemble_kernels(*self._mix(x.flatten(2).mean(-1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
+        self._check_input(x)
+        attention, cells, partition = self._mix(x.flatten(2).mean(-1))
+        if self._pad_first:
+            mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
+            x = F.pad(x, self._pad_widths, mode=mode)
+        return dynamic_conv(
+            x, attention, cells, partition, self.bias, self.stride, self._conv_padding,
+            self.dilation, self.groups,
+        )  # fmt: skip
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 2 + len(self.kernel_size) or x.shape[1] != self.in_channels:
+            sizes = ', '.join(['N', str(self.in_channels), *'DHW'[-len(self.kernel_size) :]])
+            raise ValueError(
+                f'{type(self).__name__} expects input of shape ({sizes}), but got {tuple(x.shape)}'
+            )
+
+    def extra_repr(self) -> str:
+        return f'{self._plain.extra_repr(self)}, {self._extra_repr()}'
+
+
+class KWConv1d(_KWConvNd):
+    __doc__ = _KWConvNd.__doc__
+    _plain = nn.Conv1d
+
+
+class KWConv2d(_KWConvNd):
+    __doc__ = _KWConvNd.__doc__
+    _plain = nn.Conv2d
+
+
+class KWConv3d(_KWConvNd):
+    __doc__ = _KWConvNd.__doc__
+    _plain = nn.Conv3d
+
+
+class KWLinear(_KWLayer):
+    """Linear layer that multiplies each sample's tokens by its own weight, mixed from a warehouse.
+
+    The 1-d case of the convolutions over the flattened token axes; the attention sees the mean
+    over a sample's tokens.
+
+    Args:
+        in_features, out_features, bias: as in ``nn.Linear``.
+        budget, cell_ratio, spatial_partition, reduction, norm_layer: as in :class:`KWConv2d`.
+
+    Raises:
+        ValueError, RuntimeError: as :class:`KWConv2d`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        budget: Ratio | None = 1,
+        cell_ratio: CellRatio = None,
+        spatial_partition: bool = True,
+        reduction: Ratio = 1 / 16,
+        norm_layer: NormLayer = 'BatchNorm1d',
+    ) -> None:
+        super().__init__(
+            in_features, (out_features, in_features, 1), bias, budget, cell_ratio,
+            spatial_partition, reduction, norm_layer,
+        )  # fmt: skip
+        self.in_features = in_features
+        self.out_features = out_features
+
+    @classmethod
+    def replacing(cls, linear: nn.Linear) -> KWLinear:
+        """A layer of the size of ``linear`` that waits for a plan."""
+        return cls(linear.in_features, linear.out_features, linear.bias is not None, budget=None)
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """The weights assembled for ``x``, shape ``(N, out_features, in_features)``."""
+        return assemble_kernels(*self._mix(self._tokens(x).mean(1))).squeeze(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, *, in_features)`` to ``(N, *, out_features)``."""
+        tokens = self._tokens(x)
+        y = dynamic_linear(tokens, *self._mix(tokens.mean(1)), self.bias)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f'KWLinear expects input of shape (N, ..., {self.in_features}), but got '
+                f'{tuple(x.shape)}'
+            )
+        # Not with -1, which an empty batch leaves undefined.
+        return x.reshape(len(x), math.prod(x.shape[1:-1]), self.in_features)
+
+    def extra_repr(self) -> str:
+        return f'{nn.Linear.extra_repr(self)}, {self._extra_repr()}'
