@@ -104,6 +104,11 @@ class KWResNet(ResNet):
         super()._freeze_stages()
         freeze_idle_warehouses(self)
 
+    def train(self, mode: bool = True) -> KWResNet:
+        """Set the mode, keeping frozen stages and, with ``norm_eval``, norms as they are."""
+        super().train(mode)
+        return self  # which MMPretrain's ResNet forgets
+
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer-wise learning rates: a warehouse has the depth of its stage's first block."""
         cells = prefix + 'warehouses.'

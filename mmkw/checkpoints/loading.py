@@ -9,6 +9,8 @@ them work on torch 2.6 and newer, whose own restricted unpickler refuses the mes
 MMEngine's checkpoints.
 """
 
+from __future__ import annotations
+
 import argparse
 import collections
 import datetime
@@ -17,6 +19,7 @@ import pickle
 import tarfile
 import types
 import zipfile
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -35,23 +38,23 @@ class UnsafeCheckpointError(CheckpointError):
     """A checkpoint that asks for something outside the list of harmless classes."""
 
 
-def load_checkpoint(path, map_location='cpu'):
+def load_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     """Read what ``torch.save`` wrote, admitting harmless classes only.
 
     Args:
-        path (str or os.PathLike): The file, in torch's zip format or in the stream format from
-            before torch 1.6. ``~`` is expanded.
-        map_location: Where the tensors go, as in :func:`torch.load`. Defaults to ``'cpu'``.
+        path: the file, in torch's zip format or in the stream format from before torch 1.6.
+            ``~`` is expanded.
+        map_location: where the tensors go, as in :func:`torch.load`. Defaults to ``'cpu'``.
 
     Returns:
-        object: What was saved, for example a state dict or MMEngine's checkpoint dictionary.
+        What was saved, for example a state dict or MMEngine's checkpoint dictionary.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        IsADirectoryError: If ``path`` is a folder.
-        UnsafeCheckpointError: If the file refers to a class or function that is not admitted
+        FileNotFoundError: if there is no such file.
+        IsADirectoryError: if ``path`` is a folder.
+        UnsafeCheckpointError: if the file refers to a class or function that is not admitted
             (see :func:`allow_classes`), or uses pickle in a way that torch never does.
-        CheckpointError: If the file is empty, truncated, damaged or no checkpoint at all.
+        CheckpointError: if the file is empty, truncated, damaged or no checkpoint at all.
     """
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
@@ -74,22 +77,22 @@ def load_checkpoint(path, map_location='cpu'):
         except Exception as error:
             raise CheckpointError(
                 f'{path} cannot be read as a checkpoint ({type(error).__name__}: {error}). '
-                'Expected a complete file written by torch.save; was it truncated, or is it something '
-                'else?'
+                'Expected a complete file written by torch.save; was it truncated, or is it '
+                'another kind of file?'
             ) from error
 
 
-def allow_classes(*classes):
+def allow_classes(*classes: Any) -> None:
     """Admit further classes (or the functions that rebuild them) in checkpoints.
 
     Loading a checkpoint then creates instances of these classes, and calls their
     ``__setstate__``, with whatever arguments the file gives: name only what is harmless then.
 
     Args:
-        *classes (type or function): What to admit, for the rest of this process.
+        *classes: what to admit, for the rest of this process.
 
     Raises:
-        TypeError: If an argument is neither a class nor a function.
+        TypeError: if an argument is neither a class nor a function.
     """
     for cls in classes:
         if not hasattr(cls, '__qualname__') or not hasattr(cls, '__module__'):
@@ -102,12 +105,12 @@ def allow_classes(*classes):
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
-def load_from_local(filename, map_location):
+def load_from_local(filename: str, map_location: Any) -> Any:
     """MMEngine's entry: :func:`load_checkpoint` for paths without a scheme such as ``http://``."""
     return load_checkpoint(filename, map_location)
 
 
-def _check_format(path, file):
+def _check_format(path: str, file: BinaryIO) -> None:
     """Refuse files that torch would not read with the given unpickler, or not as a checkpoint."""
     start = file.read(len(_ZIP_START))
     file.seek(0)
@@ -117,7 +120,7 @@ def _check_format(path, file):
         try:
             # The reader that torch.load uses: another one might see other records in this file.
             records = torch._C.PyTorchFileReader(file).get_all_records()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             what = (
                 'is a zip archive, but not one that torch.save wrote'
                 if zipfile.is_zipfile(path)
@@ -228,7 +231,7 @@ _NAMED = {
 }
 
 # Instances that may receive state beyond their constructor's arguments.
-_WITH_STATE = (collections.OrderedDict, argparse.Namespace, HistoryBuffer, np.ndarray)
+_WITH_STATE = (collections.OrderedDict, argparse.Namespace, np.ndarray)
 
 _USER_ALLOWED = {}
 
@@ -249,7 +252,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
             raise EOFError('the pickle ends within a name')
         self.append(self.find_class(module[:-1].decode(), name[:-1].decode()))
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         module = 'builtins' if module == '__builtin__' else module
         full_name = f'{module}.{name}'
         for table in (_CALLABLE, _NAMED, _USER_ALLOWED):
@@ -282,12 +285,12 @@ class _RestrictedUnpickler(pickle._Unpickler):
         state, instance = self.stack[-1], self.stack[-2]
         if isinstance(instance, np.dtype):
             self._check_dtype_state(instance, state)
-        elif isinstance(instance, HistoryBuffer) and isinstance(state, dict):
+        elif type(instance) is HistoryBuffer and type(state) is dict:
             # These would replace the methods of the class; the class has them already.
             state.pop('statistics_methods', None)
         elif type(instance) not in (*_WITH_STATE, *_USER_ALLOWED.values()):
             raise UnsafeCheckpointError(
-                f'it sets the state of {instance!r} of type {type(instance).__name__!r}, '
+                f'it sets the state of an object of type {type(instance).__name__!r}, '
                 'which has none in a checkpoint'
             )
         super().load_build()

@@ -69,7 +69,8 @@ class KWTemperatureHook(_TemperatureHook):
         begin: float = 1.0,
         end: float = 0.0,
     ) -> None:
-        if (epochs is None) == (iters is None) or (epochs or iters) <= 0:
+        lengths = [length for length in (epochs, iters) if length is not None]
+        if len(lengths) != 1 or lengths[0] <= 0:
             raise ValueError(
                 f'KWTemperatureHook needs a positive number of either epochs or iters, but got '
                 f'epochs={epochs!r}, iters={iters!r}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .partition import KernelPartition, Ratio, as_fraction
@@ -37,6 +38,32 @@ def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> 
     # lerp is exact at both ends: one-hot at temperature 1, untouched at 0.
     weight = temperature.to(normalised)
     return torch.lerp(normalised, beta.to(normalised).expand_as(normalised), weight)
+
+
+class AttentionLinear(nn.Module):
+    """A linear layer with the released initialisation: Kaiming normal over fan_out, bias 0.
+
+    Not an ``nn.Linear``, because MMEngine's initialisers pick layers by the name of their class:
+    a network's ``init_cfg`` for its own linear layers would overwrite the attentions.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, mode='fan_out', nonlinearity='relu')
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f'{in_features}, {out_features}, bias={self.bias is not None}'
 
 
 class KernelAttention(nn.Module):
@@ -81,11 +108,11 @@ class KernelAttention(nn.Module):
         hidden = max(int(in_channels * as_fraction('reduction', reduction)), _MIN_HIDDEN)
         norm = _norm_layer(norm_layer)(hidden)
         is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        self.fc1 = nn.Linear(in_channels, hidden, bias=not is_batch_norm)
+        self.fc1 = AttentionLinear(in_channels, hidden, bias=not is_batch_norm)
         self.norm = norm
         self.relu = nn.ReLU(inplace=True)
         if basis_ratio is None:
-            self.fc2 = nn.Linear(hidden, m * (n + 1))
+            self.fc2 = AttentionLinear(hidden, m * (n + 1))
             self.fc3 = None
         else:
             ratio = as_fraction('basis_ratio', basis_ratio)
@@ -95,8 +122,8 @@ class KernelAttention(nn.Module):
                     f'all {n} cells of its warehouse; drop basis_ratio or share the warehouse'
                 )
             basis = max(int((n - own) * ratio), _MIN_HIDDEN)
-            self.fc2 = nn.Linear(hidden, m * (own + basis + 1), bias=False)
-            self.fc3 = nn.Linear(basis, n - own, bias=False)
+            self.fc2 = AttentionLinear(hidden, m * (own + basis + 1), bias=False)
+            self.fc3 = AttentionLinear(basis, n - own, bias=False)
             self.basis_bias = nn.Parameter(torch.empty(m * (n + 1)))
 
         # A constant of the plan, hence not in checkpoints.
@@ -108,14 +135,10 @@ class KernelAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as the released models do: Kaiming normal over fan_out, biases 0, norm 1."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        if hasattr(self.norm, 'reset_parameters'):
-            self.norm.reset_parameters()
+        """Initialise anew: linears as :class:`AttentionLinear` says, norm 1, all biases 0."""
+        for module in self.children():
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
         if self.fc3 is not None:
             nn.init.zeros_(self.basis_bias)
 
@@ -132,22 +155,22 @@ class KernelAttention(nn.Module):
         Raises:
             ValueError: if batch norm would have to train on a single sample.
         """
-        if self.training and pooled.shape[0] == 1 and isinstance(self.norm, nn.BatchNorm1d):
-            if self.norm.training:
-                raise ValueError(
-                    'the attention of a KW layer normalises over the batch and cannot train on '
-                    'a batch of 1 sample; use at least 2 samples per device, norm_eval=True, '
-                    'synchronised batch norm or an attention with layer norm'
-                )
+        is_batch_norm = isinstance(self.norm, nn.BatchNorm1d)
+        if is_batch_norm and self.norm.training and len(pooled) == 1:
+            raise ValueError(
+                'the attention of a KW layer normalises over the batch and cannot train on a '
+                'batch of 1 sample; use at least 2 samples per device, norm_eval=True, or '
+                "norm_layer='LayerNorm' or 'SyncBatchNorm'"
+            )
         logits = self.fc2(self.relu(self.norm(self.fc1(pooled))))
-        logits = logits.view(len(pooled), self.num_mixtures, -1)
+        logits = logits.unflatten(1, (self.num_mixtures, -1))
         if self.fc3 is not None:
             logits = self._expand_basis(logits)
         return contrasting_attention(logits, self.beta, temperature)
 
     def _expand_basis(self, logits: Tensor) -> Tensor:
         """Rows of (own cells, basis, zero cell) -> rows of (all cells in order, zero cell)."""
-        own, basis, zero = logits.split([self.num_own_cells, self.fc3.in_features, 1], dim=-1)
+        own, basis, zero = logits.split([self.num_own_cells, self.fc3.weight.shape[1], 1], dim=-1)
         others = self.fc3(basis)
         before, after = others.split([self.first_cell, others.shape[-1] - self.first_cell], dim=-1)
         bias = self.basis_bias.view(self.num_mixtures, self.num_cells + 1)

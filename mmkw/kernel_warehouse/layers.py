@@ -95,10 +95,6 @@ class _KWLayer(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def init_weights(self) -> None:
-        """What MMEngine calls on modules that initialise themselves."""
-        self.reset_parameters()
-
     def _mix(self, pooled: Tensor) -> tuple[Tensor, Tensor, KernelPartition]:
         """Attentions for the pooled input, with the cells that they weight."""
         if self.attention is None:
@@ -180,6 +176,7 @@ class _KWConvNd(_KWLayer):
         )  # fmt: skip
         for name in plain.__constants__:
             setattr(self, name, getattr(plain, name))
+        self.transposed = False
         # Padding other than zeros, or an uneven one, is applied before the convolution.
         self._pad_first = padding_mode != 'zeros' or padding == 'same'
         self._pad_widths = tuple(plain._reversed_padding_repeated_twice)

@@ -134,8 +134,8 @@ def partition_kernels(
     if num_cells.denominator != 1:
         raise ValueError(
             f'budget {budget} leaves no whole number of cells: {budget} x {sum(sizes.values())} '
-            f'linear mixtures is {num_cells}, for kernels {_describe(kernel_shapes)}; choose a budget '
-            f'that is a multiple of 1/{sum(sizes.values())}, or a smaller cell_ratio'
+            f'linear mixtures is {num_cells}, for kernels {_describe(kernel_shapes)}; choose a '
+            f'multiple of 1/{sum(sizes.values())} as budget, or a smaller cell_ratio'
         )
 
     kernels = {}
@@ -171,13 +171,12 @@ def _initial_cells(
 
 
 def _cell_shape(kernel_shapes: Mapping[str, Shape], cell_ratio, spatial_partition: bool) -> Shape:
-    ratios = (cell_ratio, cell_ratio) if isinstance(cell_ratio, (Real, str)) else cell_ratio
-    try:
-        out_ratio, in_ratio = (as_fraction('cell_ratio', ratio) for ratio in ratios)
-    except TypeError as error:
+    ratios = cell_ratio if isinstance(cell_ratio, (tuple, list)) else (cell_ratio, cell_ratio)
+    if len(ratios) != 2:
         raise ValueError(
             f'cell_ratio must be one number or two (output, input channels), but got {cell_ratio!r}'
-        ) from error
+        )
+    out_ratio, in_ratio = (as_fraction('cell_ratio', ratio) for ratio in ratios)
     dims = {len(shape) - 2 for shape in kernel_shapes.values()}
     if len(dims) > 1:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from .layers import KWConv1d, KWConv2d, KWConv3d, KWLinear, NormLayer, _KWLayer
 from .partition import Ratio, WarehousePartition, partition_kernels
@@ -46,6 +46,13 @@ class WarehouseConfig:
 
 
 Plan = Mapping[str, WarehouseConfig]
+
+
+class Warehouses(nn.ModuleDict):
+    """Warehouses by name. Passes its input on, for networks that are ``nn.Sequential``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 def partition_network(network: nn.Module, plan: Plan) -> dict[str, WarehousePartition]:
@@ -114,7 +121,7 @@ def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
             f'applied once'
         )
     partitions = partition_network(network, plan)
-    network.warehouses = nn.ModuleDict(
+    network.warehouses = Warehouses(
         {name: Warehouse(partition) for name, partition in partitions.items()}
     )
     for name, config in plan.items():

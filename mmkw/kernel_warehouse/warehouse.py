@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import nn
 
@@ -72,12 +74,12 @@ def check_temperature(name: str, value: float) -> float:
     """Return ``value`` if it is a temperature.
 
     Raises:
-        ValueError: if it is not in [0, 1]. ``name`` says what it was meant for.
+        ValueError: if it is not a number in [0, 1]. ``name`` says what it was meant for.
     """
-    if not 0 <= value <= 1:
+    if not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(
-            f'{name} must be in [0, 1], from learned attentions (0) to one-to-one (1), but got '
-            f'{value!r}'
+            f'{name} must be a number in [0, 1], from learned attentions (0) to one-to-one (1), '
+            f'but got {value!r}'
         )
     return value
 

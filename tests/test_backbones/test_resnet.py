@@ -1,0 +1,265 @@
+"""KWResNet against the paper's tables, the plain ResNets and MMPretrain's and MMDetection's use."""
+
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmdet.models.backbones import ResNet as MMDetResNet
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmpretrain.models.backbones import ResNet as MMPretrainResNet
+from torch import nn
+
+import mmkw
+from mmkw.backbones import KWResNet, resnet_plan
+from mmkw.kernel_warehouse import KWConv2d, partition_network
+
+# Table 14: depth, budget, m and n of the four warehouses.
+TABLE_14 = [
+    (18, 1 / 4, (224, 188, 188, 108), (56, 47, 47, 27)),
+    (18, 1 / 2, (224, 188, 188, 108), (112, 94, 94, 54)),
+    (18, 1, (56, 47, 47, 27), (56, 47, 47, 27)),
+    (18, 2, (56, 47, 47, 27), (112, 94, 94, 54)),
+    (18, 4, (56, 47, 47, 27), (224, 188, 188, 108)),
+    (50, 1 / 2, (348, 416, 552, 188), (174, 208, 276, 94)),
+    (50, 1, (87, 104, 138, 47), (87, 104, 138, 47)),
+    (50, 4, (87, 104, 138, 47), (348, 416, 552, 188)),
+]
+
+# released-models.md: exact parameters of the classifiers with 1000 classes.
+PARAMETERS = {
+    (18, 1 / 4): 4_031_768,
+    (18, 1 / 2): 7_431_044,
+    (18, 1): 11_932_148,
+    (18, 2): 23_242_127,
+    (18, 4): 45_862_085,
+    (50, 1 / 2): 17_638_264,
+    (50, 1): 28_052_310,
+    (50, 4): 102_015_144,
+}
+
+
+def small(**kwargs):
+    """A narrow KWResNet18 for tests of behaviour."""
+    return KWResNet(**{'depth': 18, 'stem_channels': 16, 'base_channels': 16, **kwargs})
+
+
+@pytest.mark.parametrize(('depth', 'budget', 'm', 'n'), TABLE_14)
+def test_table_14_and_parameter_counts(depth, budget, m, n):
+    backbone = KWResNet(depth, budget)
+    mixtures = {name: 0 for name in backbone.warehouses}
+    for layer in backbone.modules():
+        if isinstance(layer, KWConv2d):
+            (name,) = (k for k, w in backbone.warehouses.items() if w is layer.warehouse)
+            mixtures[name] += layer.partition.num_mixtures
+    assert tuple(mixtures.values()) == m
+    assert tuple(len(warehouse.cells) for warehouse in backbone.warehouses.values()) == n
+    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    assert parameters + (backbone.feat_dim + 1) * 1000 == PARAMETERS[depth, budget]
+
+
+def test_table_15_reassigned_stages():
+    network = KWResNet(18, budget=None)
+    partitions = partition_network(network, resnet_plan(network))
+    # Cell sizes, then the kernels (k, in, out) of each reassigned stage, row by row.
+    expected = {
+        'layer1': ((64, 64), [(3, 64, 64)] * 4 + [(3, 64, 128), (1, 64, 128)]),
+        'layer2': ((128, 128), [(3, 128, 128)] * 3 + [(3, 128, 256), (1, 128, 256)]),
+        'layer3': ((256, 256), [(3, 256, 256)] * 3 + [(3, 256, 512), (1, 256, 512)]),
+        'layer4': ((512, 512), [(3, 512, 512)] * 3),
+    }
+    for stage, (cell, kernels) in expected.items():
+        assert partitions[stage].cell_shape == (*cell, 1, 1)
+        found = [k.kernel_shape for k in partitions[stage].kernels.values()]
+        assert [(k, i, o) for o, i, k, _ in found] == kernels
+    assert 'layer2.0.conv1' in partitions['layer1'].kernels
+    assert 'layer2.0.downsample.0' in partitions['layer1'].kernels
+
+
+def test_bottleneck_entry_of_stage_1_is_plain():
+    backbone = KWResNet(50)
+    plain = [name for name, module in backbone.named_modules() if type(module) is nn.Conv2d]
+    assert plain == ['conv1', 'layer1.0.conv1', 'layer1.0.downsample.0']
+    assert backbone.layer2[0].conv1.warehouse is backbone.warehouses['layer1']
+    assert backbone.layer2[0].conv2.stride == (2, 2)
+
+
+def copy_kernels(kw, plain, x):
+    """Give ``plain`` the kernels that ``kw`` assembles for ``x``, and all else that it shares."""
+    plain.load_state_dict(
+        {k: v for k, v in kw.state_dict().items() if k in plain.state_dict()}, strict=False
+    )
+    modules = dict(plain.named_modules())
+
+    def copy_kernel(name):
+        def hook(layer, inputs):
+            kernels = layer.kernels(inputs[0])
+            assert torch.equal(kernels, kernels[:1].expand_as(kernels)), 'one-to-one for any input'
+            modules[name].weight.data.copy_(kernels[0])
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(copy_kernel(name))
+        for name, module in kw.named_modules()
+        if isinstance(module, KWConv2d)
+    ]
+    with torch.no_grad():
+        outputs = kw(x)
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize('plain_type', [MMPretrainResNet, MMDetResNet])
+def test_at_temperature_1_equals_the_plain_network(depth, plain_type):
+    arguments = dict(depth=depth, base_channels=16, stem_channels=16, out_indices=(0, 1, 2, 3))
+    torch.manual_seed(0)
+    kw, plain = KWResNet(**arguments).double().eval(), plain_type(**arguments).double()
+    plain.eval()
+    mmkw.set_temperature(kw, 1)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    outputs = copy_kernels(kw, plain, x)
+    with torch.no_grad():
+        expected = plain(x)
+    assert len(outputs) == len(expected) == 4
+    for y, plain_y in zip(outputs, expected):
+        torch.testing.assert_close(y, plain_y, rtol=1e-10, atol=1e-12)
+
+
+def test_budget_none_is_the_plain_network():
+    kw, plain = small(budget=None), MMPretrainResNet(18, stem_channels=16, base_channels=16)
+    assert list(kw.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(style='caffe', depth=50),
+        dict(deep_stem=True, avg_down=True),
+        dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+        dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2)),
+        dict(norm_cfg=dict(type='GN', num_groups=4)),
+        dict(in_channels=1),
+    ],
+    ids=str,
+)
+def test_arguments_mean_what_they_mean_in_mmpretrain(arguments):
+    arguments = {'depth': 18, 'stem_channels': 16, 'base_channels': 16, **arguments}
+    kw, plain = KWResNet(**arguments), MMPretrainResNet(**arguments)
+    x = torch.randn(2, arguments.get('in_channels', 3), 64, 64)
+    assert [y.shape for y in kw(x)] == [y.shape for y in plain(x)]
+    for name, module in plain.named_modules():
+        if isinstance(module, nn.Conv2d):
+            twin = kw.get_submodule(name)
+            for attribute in ('stride', 'padding', 'dilation', 'groups', 'kernel_size'):
+                assert getattr(twin, attribute) == getattr(module, attribute), name
+
+
+def test_arguments_of_an_mmdet_config():
+    """The backbone of mmdet's Mask R-CNN base with nothing but the type changed."""
+    base = Path(mmdet.__file__).parent / '.mim/configs/_base_/models/mask-rcnn_r50_fpn.py'
+    backbone = Config.fromfile(base).model.backbone
+    backbone.update(type='KWResNet', dcn=None, plugins=None, pretrained=None)
+    backbone = MODELS.build(backbone)
+    backbone.train()
+    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and not any(norm.training for norm in norms), 'attention norms included'
+    assert [y.shape[1] for y in backbone(torch.zeros(1, 3, 64, 64))] == [256, 512, 1024, 2048]
+
+
+def trainable(module):
+    return {parameter.requires_grad for parameter in module.parameters()}
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 4])
+def test_frozen_stages_freeze_attentions_and_idle_warehouses(frozen_stages):
+    backbone = small(frozen_stages=frozen_stages)
+    backbone.train()
+    assert trainable(backbone.conv1) == {frozen_stages < 0}
+    for stage in range(1, 5):
+        is_frozen = stage <= frozen_stages
+        layers = getattr(backbone, f'layer{stage}')
+        assert trainable(layers) == {not is_frozen}
+        norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        assert {norm.training for norm in norms} == {not is_frozen}
+        # Stage s's warehouse also serves the entry of stage s + 1; that of stage 4 serves no other.
+        needed = stage + 1 > frozen_stages if stage < 4 else not is_frozen
+        assert trainable(backbone.warehouses[f'layer{stage}']) == {needed}
+
+
+def test_norm_eval():
+    backbone = small(norm_eval=True)
+    backbone.train()
+    assert backbone.training
+    x = torch.randn(1, 3, 32, 32)
+    backbone(x)[0].sum().backward()  # a batch of 1 is fine, as no norm sees batch statistics
+    assert backbone.warehouses['layer1'].cells.grad is not None
+    with pytest.raises(ValueError, match='cannot train on a batch of 1 sample'):
+        backbone = small()
+        backbone.train()
+        backbone(x)
+
+
+def test_with_cp_gives_the_same_gradients():
+    torch.manual_seed(0)
+    plain, checkpointed = small(norm_eval=True), small(norm_eval=True, with_cp=True)
+    checkpointed.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    for backbone in (plain, checkpointed):
+        mmkw.set_temperature(backbone, 0.5)
+        backbone.train()
+        backbone(x)[0].square().sum().backward()
+    for (name, p), q in zip(plain.named_parameters(), checkpointed.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_drop_path():
+    growing = small(drop_path_rate=0.1)
+    rates = [
+        getattr(b.drop_path, 'drop_prob', 0)
+        for s in (1, 2, 3, 4)
+        for b in getattr(growing, f'layer{s}')
+    ]
+    assert rates == pytest.approx([0.1 * i / 7 for i in range(8)])
+    constant = small(drop_path_rate=0.1, constant_drop_path=True)
+    rates = [b.drop_path.drop_prob for s in (1, 2, 3, 4) for b in getattr(constant, f'layer{s}')]
+    assert rates == [0.1] * 8
+
+
+def test_init_weights_keeps_the_kernel_warehouse_initialisation():
+    """A network's initialisers pick layers by class; attention linears are not among them."""
+    torch.manual_seed(0)
+    backbone = small(init_cfg=dict(type='Constant', val=7.0, layer=['Linear', 'Conv2d']))
+    backbone.init_weights()
+    assert (backbone.conv1.weight == 7).all()
+    attention = backbone.layer1[0].conv1.attention
+    assert attention.fc2.weight.std() > 0 and not attention.fc2.bias.any()
+    assert backbone.warehouses['layer1'].cells.std() > 0
+
+
+def test_layer_wise_learning_rates():
+    backbone = KWResNet(50)
+    assert backbone.get_layer_depth('backbone.warehouses.layer3.cells', 'backbone.') == (
+        backbone.get_layer_depth('backbone.layer3.0.conv2.attention.fc1.weight', 'backbone.')
+    )
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(depth=20), r'depth must be one of \[18, 34, 50, 101, 152\], but got 20'),
+        (dict(budget='big'), "budget must be a positive number such as 1, 0.5 or '3/4'"),
+        (dict(budget=1 / 7), 'budget 1/7 leaves no whole number of cells'),
+        (dict(cell_ratio=1 / 100), 'cell_ratio 1/100 leaves no whole cell'),
+        (dict(cell_ratio=3 / 4), 'does not divide'),
+        (dict(dcn=dict(type='DCN')), 'KWResNet cannot take dcn='),
+        (dict(plugins=[dict()]), 'KWResNet cannot take plugins='),
+        (dict(pretrained='x.pth'), 'use init_cfg'),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)

@@ -1,0 +1,252 @@
+"""The temperature during real training runs: schedule, log, resume, EMA, accumulation, AMP."""
+
+import json
+import logging
+from contextlib import contextmanager
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+import mmkw
+from mmkw.hooks import KWTemperatureHook
+from mmkw.kernel_warehouse import KWConv2d
+
+
+class Images(Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(4, 5, 5, generator=generator)
+
+
+class Network(BaseModel):
+    def __init__(self, layer):
+        super().__init__()
+        self.body = layer
+
+    def forward(self, x, mode='tensor'):
+        y = self.body(x)
+        return dict(loss=(y - 1).square().mean()) if mode == 'loss' else y
+
+    def train_step(self, data, optim_wrapper):
+        with optim_wrapper.optim_context(self):
+            losses = self(data, mode='loss')
+        optim_wrapper.update_params(losses['loss'])
+        return losses
+
+
+class Recorder(Hook):
+    """What the model computes with, and what the others show, in every iteration."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.used, self.hub = [], []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.used.append(mmkw.get_temperature(runner.model))
+        self.hub.append(runner.message_hub.get_scalar('train/temperature').current())
+
+
+def make_runner(work_dir, hooks, epochs=4, layer=None, **config):
+    """Four iterations an epoch."""
+    torch.manual_seed(0)
+    optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01), **config.pop('optim_wrapper', {}))
+    return Runner(
+        model=Network(layer or KWConv2d(4, 4, 3, padding=1, cell_ratio=0.5)),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            dataset=Images(),
+            batch_size=4,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+        ),
+        train_cfg=config.pop('train_cfg', dict(by_epoch=True, max_epochs=epochs)),
+        optim_wrapper=optim_wrapper,
+        custom_hooks=hooks,
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        experiment_name=f'{work_dir.name}-{len(list(work_dir.iterdir()))}',
+        **config,
+    )
+
+
+def train(work_dir, hooks, **config):
+    recorder = Recorder()
+    runner = make_runner(work_dir, [*hooks, recorder], **config)
+    runner.train()
+    return runner, recorder
+
+
+def expected_schedule(length, total):
+    return [max(0, 1 - t / length) for t in range(1, total + 1)]
+
+
+def read_log(work_dir):
+    (path,) = work_dir.rglob('scalars.json')
+    return [json.loads(line)['temperature'] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('length', [dict(epochs=2), dict(iters=8), dict(epochs=0.5)], ids=str)
+def test_schedule_in_model_hub_and_log(tmp_path, length):
+    _, recorder = train(tmp_path, [dict(type='KWTemperatureHook', **length)])
+    iters = length.get('iters', length.get('epochs', 0) * 4)
+    assert recorder.used == pytest.approx(expected_schedule(iters, 16), abs=1e-7)
+    assert recorder.hub == pytest.approx(expected_schedule(iters, 16), abs=1e-12)
+    assert read_log(tmp_path) == pytest.approx(expected_schedule(iters, 16), abs=1e-4)
+
+
+def test_begin_and_end(tmp_path):
+    hook = dict(type='KWTemperatureHook', iters=4, begin=0.8, end=0.2)
+    _, recorder = train(tmp_path, [hook], epochs=2)
+    assert recorder.used == pytest.approx([0.65, 0.5, 0.35, *[0.2] * 5], abs=1e-6)
+
+
+def test_iteration_based_training(tmp_path):
+    loop = dict(type='IterBasedTrainLoop', max_iters=6)
+    _, recorder = train(tmp_path, [dict(type='KWTemperatureHook', iters=4)], train_cfg=loop)
+    assert recorder.used == pytest.approx(expected_schedule(4, 6))
+
+
+def test_resume_continues_exactly(tmp_path):
+    """Interrupted in the middle of annealing, resumed: the same temperatures and weights."""
+    hook = dict(type='KWTemperatureHook', epochs=3)
+    (tmp_path / 'whole').mkdir()
+    (tmp_path / 'parts').mkdir()
+    whole, recorder = train(tmp_path / 'whole', [hook])
+    _, before = train(tmp_path / 'parts', [hook], epochs=2)
+    checkpoint = mmkw.checkpoints.load_checkpoint(tmp_path / 'parts' / 'epoch_2.pth')
+    saved = checkpoint['state_dict']['body.warehouse.temperature'].item()
+    assert saved == before.used[-1] == pytest.approx(1 - 8 / 12)
+    hub = checkpoint['message_hub']['log_scalars']['train/temperature']
+    assert hub.current() == pytest.approx(saved)
+
+    second, after = train(tmp_path / 'parts', [hook], resume=True)
+    assert before.used + after.used == recorder.used
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_ema_model_has_the_temperature_of_the_model(tmp_path, update_buffers):
+    ema = dict(type='EMAHook', momentum=0.1, update_buffers=update_buffers)
+    temperatures = []
+
+    class Watch(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            (hook,) = (h for h in runner.hooks if type(h).__name__ == 'EMAHook')
+            temperatures.append(mmkw.get_temperature(hook.ema_model))
+
+    _, recorder = train(tmp_path, [dict(type='KWTemperatureHook', epochs=2), ema, Watch()])
+    assert temperatures == recorder.used
+    checkpoint = mmkw.checkpoints.load_checkpoint(tmp_path / 'epoch_1.pth')
+    for state_dict in ('state_dict', 'ema_state_dict'):
+        (value,) = (v for k, v in checkpoint[state_dict].items() if 'temperature' in k)
+        assert value.item() == 0.5
+
+
+def test_gradient_accumulation_equals_the_larger_batch(tmp_path):
+    """Two batches of 4 with mean gradients are one of 8: same temperatures, same weights."""
+    (tmp_path / 'accumulated').mkdir()
+    (tmp_path / 'large').mkdir()
+    hook = dict(type='KWTemperatureHook', epochs=3)
+    # Batch norm sees other batches, layer norm does not.
+    layers = [KWConv2d(4, 4, 3, padding=1, norm_layer='LayerNorm') for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    small, recorder = train(
+        tmp_path / 'accumulated', [hook], layer=layers[0], optim_wrapper=dict(accumulative_counts=2)
+    )
+    large_runner = make_runner(tmp_path / 'large', [hook, large := Recorder()], layer=layers[1])
+    large_runner._train_dataloader['batch_size'] = 8
+    large_runner.train()
+    assert recorder.used[::2] == recorder.used[1::2] == large.used
+    for name, value in small.model.state_dict().items():
+        torch.testing.assert_close(value, large_runner.model.state_dict()[name], msg=name)
+
+
+class BFloat16OptimWrapper(OptimWrapper):
+    """AmpOptimWrapper refuses to run without a GPU; its autocast does not."""
+
+    @contextmanager
+    def optim_context(self, model):
+        with super().optim_context(model), torch.autocast('cpu', dtype=torch.bfloat16):
+            yield
+
+
+def test_amp(tmp_path):
+    hook = dict(type='KWTemperatureHook', epochs=2)
+    _, recorder = train(tmp_path, [hook], optim_wrapper=dict(type=BFloat16OptimWrapper))
+    assert recorder.used == pytest.approx(expected_schedule(8, 16), abs=1e-7)
+
+
+def test_fine_tuning_holds_the_temperature_at_0(tmp_path, caplog):
+    """Whatever the checkpoint says, and says so once."""
+    pretrained = Network(KWConv2d(4, 4, 3, padding=1, cell_ratio=0.5))
+    mmkw.set_temperature(pretrained, 0.7)
+    torch.save(dict(state_dict=pretrained.state_dict()), tmp_path / 'pretrained.pth')
+    used = []
+
+    class Watch(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            used.append(mmkw.get_temperature(runner.model))
+
+    hooks = [dict(type='KWDisableAttentionInitHook'), Watch()]
+    runner = make_runner(tmp_path, hooks, load_from=str(tmp_path / 'pretrained.pth'))
+    with caplog.at_level(logging.INFO, logger=runner.logger.name):
+        runner.logger.addHandler(caplog.handler)
+        runner.train()
+    assert used == [0.0] * 16
+    assert caplog.text.count('temperature is held at 0') == 1
+
+
+def test_evaluation_uses_the_temperature_of_the_checkpoint(tmp_path):
+    train(tmp_path, [dict(type='KWTemperatureHook', epochs=4)], epochs=1)
+    model = Network(KWConv2d(4, 4, 3, padding=1, cell_ratio=0.5))
+    runner = Runner(model=model, work_dir=str(tmp_path), load_from=str(tmp_path / 'epoch_1.pth'))
+    runner.load_or_resume()
+    assert mmkw.get_temperature(runner.model) == 0.75
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(), 'positive number of either epochs or iters, but got epochs=None, iters=None'),
+        (dict(epochs=1, iters=1), 'epochs=1, iters=1'),
+        (dict(epochs=0), 'epochs=0'),
+        (dict(iters=-5), 'iters=-5'),
+        (dict(epochs=1, begin=1.5), r'begin must be a number in \[0, 1\].*1.5'),
+        (dict(epochs=1, end=-1), r'end must be a number in \[0, 1\].*-1'),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        KWTemperatureHook(**arguments)
+
+
+def test_a_model_without_kw_layers_is_refused(tmp_path):
+    for hook in (dict(type='KWTemperatureHook', epochs=1), dict(type='KWDisableAttentionInitHook')):
+        runner = make_runner(tmp_path, [hook], layer=nn.Conv2d(4, 4, 3))
+        with pytest.raises(ValueError, match='Network has no KernelWarehouse layers'):
+            runner.train()
+
+
+def test_epochs_need_a_loop_that_counts_them(tmp_path):
+    loop = dict(type='IterBasedTrainLoop', max_iters=6)
+    runner = make_runner(tmp_path, [dict(type='KWTemperatureHook', epochs=1)], train_cfg=loop)
+    with pytest.raises(ValueError, match='IterBasedTrainLoop; give iters instead'):
+        runner.train()
+
+
+def test_two_temperature_hooks_are_refused(tmp_path):
+    hooks = [dict(type='KWTemperatureHook', epochs=1), dict(type='KWDisableAttentionInitHook')]
+    with pytest.raises(ValueError, match='only one hook can set the temperature'):
+        make_runner(tmp_path, hooks).train()

@@ -1,0 +1,163 @@
+"""Applying plans to networks, and the temperature of whole models."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import mmkw
+from mmkw.kernel_warehouse import (
+    KWConv2d,
+    KWLinear,
+    WarehouseConfig,
+    apply_plan,
+    get_temperature,
+    partition_network,
+    set_temperature,
+)
+
+
+def make_network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Conv2d(8, 16, 1, bias=False),
+        nn.Flatten(2),
+        nn.Linear(16, 8),
+    )
+
+
+PLAN = {'body': WarehouseConfig(['1.0', '2'], budget=2), 'head': WarehouseConfig(['4'])}
+
+
+def test_apply_plan_replaces_the_named_layers_only():
+    plain = make_network()
+    expected = partition_network(plain, PLAN)
+    bias = plain[1][0].bias
+    network = apply_plan(plain, PLAN)
+    assert network is plain
+    kinds = {name: type(module) for name, module in network.named_modules()}
+    assert (kinds['0'], kinds['1.0'], kinds['2'], kinds['4']) == (
+        nn.Conv2d,
+        KWConv2d,
+        KWConv2d,
+        KWLinear,
+    )
+    assert network[1][0].bias is bias and network[2].bias is None
+    for name, warehouse in network.warehouses.items():
+        partition = expected[name]
+        assert warehouse.cells.shape == (partition.num_cells, *partition.cell_shape)
+    assert network[1][0].warehouse is network[2].warehouse is network.warehouses['body']
+    names = set(network.state_dict())
+    assert {'warehouses.body.cells', 'warehouses.body.temperature'} <= names
+    assert not any('warehouse.' in name for name in names), 'shared cells are stored once'
+
+
+def test_layers_made_without_budget_wait_for_a_plan():
+    network = nn.Sequential(
+        KWConv2d(8, 8, 3, padding=1, budget=None), KWConv2d(8, 8, 1, budget=None)
+    )
+    apply_plan(network, {'all': WarehouseConfig(['0', '1'])})
+    assert network(torch.zeros(2, 8, 5, 5)).shape == (2, 8, 5, 5)
+    assert network[0].partition.num_cells == 10
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_have_warehouses_of_their_own(copied):
+    network = apply_plan(make_network(), PLAN).eval()
+    twin = copied(network)
+    assert twin[2].warehouse is twin.warehouses['body']
+    assert twin[2].warehouse is not network.warehouses['body']
+    x = torch.randn(2, 3, 8, 8)
+    y = network(x.clone())
+    set_temperature(twin, 1)
+    assert torch.equal(network(x), y)
+    assert not torch.allclose(twin(x), y)
+
+
+def test_state_dict_carries_the_temperature():
+    source, target = apply_plan(make_network(), PLAN), apply_plan(make_network(), PLAN)
+    set_temperature(source, 0.25)
+    target.load_state_dict(source.state_dict(), strict=True)
+    assert get_temperature(target) == 0.25
+
+
+def test_state_dict_without_temperature_loads_strictly_as_0():
+    source, target = apply_plan(make_network(), PLAN), apply_plan(make_network(), PLAN)
+    set_temperature(target, 0.5)
+    state_dict = {k: v for k, v in source.state_dict().items() if 'temperature' not in k}
+    target.load_state_dict(state_dict, strict=True)
+    assert get_temperature(target) == 0
+
+
+def test_set_temperature_does_not_read_the_device():
+    """On the meta device any read of a value raises, as a stand-in for a wait on a real one."""
+    network = apply_plan(make_network(), PLAN).to('meta')
+    set_temperature(network, 0.5)
+    with pytest.raises(RuntimeError, match='meta'):
+        get_temperature(network)
+
+
+def test_conv_cfg_takes_kw_layers():
+    from mmcv.cnn import ConvModule, build_conv_layer
+
+    module = ConvModule(8, 16, 3, padding=1, conv_cfg=dict(type='KWConv2d', budget=1 / 2))
+    assert isinstance(module.conv, KWConv2d)
+    module.init_weights()
+    assert module(torch.zeros(2, 8, 5, 5)).shape == (2, 16, 5, 5)
+    assert set(module.state_dict()) >= {'conv.warehouse.cells', 'conv.warehouse.temperature'}
+    conv1d = build_conv_layer(dict(type='KWConv1d', budget=4), 8, 8, 3)
+    assert conv1d.warehouse.cells.shape == (12, 8, 8, 1)
+
+
+def test_amp_keeps_the_sum_of_attentions_in_float32():
+    network = apply_plan(make_network(), PLAN)
+    x = torch.randn(4, 3, 8, 8)
+    expected = network(x)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        y = network(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ('plan', 'message'),
+    [
+        ({'a': WarehouseConfig(['5'])}, r"does not have: \['5'\]"),
+        ({'a': WarehouseConfig(['2']), 'b': WarehouseConfig(['2'])}, "'2' is in warehouse 'a' and"),
+        ({'a': WarehouseConfig(['1.1'])}, "layer '1.1' is a BatchNorm2d; a plan takes plain"),
+        ({'a': WarehouseConfig(['2', '4'])}, r"warehouse 'a': kernels of \[1, 2\] spatial"),
+        ({'a': WarehouseConfig(['2'], budget=1 / 3)}, "warehouse 'a': budget 1/3 leaves no whole"),
+        ({'a': WarehouseConfig(['2'], basis_ratio=1 / 16)}, 'basis_ratio=0.0625 needs cells of'),
+    ],
+)
+def test_bad_plans_are_named(plan, message):
+    with pytest.raises(ValueError, match=message):
+        apply_plan(make_network(), plan)
+
+
+def test_a_plan_is_applied_once():
+    with pytest.raises(ValueError, match='already has an attribute `warehouses`'):
+        apply_plan(apply_plan(make_network(), PLAN), PLAN)
+
+
+@pytest.mark.parametrize('value', [-0.1, 1.1, float('nan'), '1'])
+def test_temperatures_out_of_range_are_refused(value):
+    with pytest.raises(ValueError, match=r'temperature must be a number in \[0, 1\].*but got'):
+        mmkw.set_temperature(apply_plan(make_network(), PLAN), value)
+
+
+def test_temperature_needs_kw_layers():
+    with pytest.raises(ValueError, match='Sequential has no KernelWarehouse layers'):
+        mmkw.set_temperature(make_network(), 0)
+    with pytest.raises(ValueError, match='Sequential has no KernelWarehouse layers'):
+        mmkw.get_temperature(make_network())
+
+
+def test_unequal_temperatures_are_named():
+    network = apply_plan(make_network(), PLAN)
+    network.warehouses['head'].temperature.fill_(1)
+    with pytest.raises(ValueError, match=r'different temperatures \[0.0, 1.0\]'):
+        mmkw.get_temperature(network)
