@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -94,13 +95,26 @@ def read_log(work_dir):
     return [json.loads(line)['temperature'] for line in path.read_text().splitlines()]
 
 
+def read_tensorboard(work_dir):
+    events = EventAccumulator(str(next(work_dir.rglob('events.out.tfevents.*')).parent))
+    events.Reload()
+    return [event.value for event in events.Scalars('temperature')]
+
+
 @pytest.mark.parametrize('length', [dict(epochs=2), dict(iters=8), dict(epochs=0.5)], ids=str)
-def test_schedule_in_model_hub_and_log(tmp_path, length):
-    _, recorder = train(tmp_path, [dict(type='KWTemperatureHook', **length)])
+def test_schedule_in_model_hub_log_and_tensorboard(tmp_path, length):
+    backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    _, recorder = train(
+        tmp_path,
+        [dict(type='KWTemperatureHook', **length)],
+        visualizer=dict(type='Visualizer', vis_backends=backends),
+    )
     iters = length.get('iters', length.get('epochs', 0) * 4)
-    assert recorder.used == pytest.approx(expected_schedule(iters, 16), abs=1e-7)
-    assert recorder.hub == pytest.approx(expected_schedule(iters, 16), abs=1e-12)
-    assert read_log(tmp_path) == pytest.approx(expected_schedule(iters, 16), abs=1e-4)
+    expected = expected_schedule(iters, 16)
+    assert recorder.used == pytest.approx(expected, abs=1e-7)
+    assert recorder.hub == pytest.approx(expected, abs=1e-12)
+    assert read_log(tmp_path) == pytest.approx(expected, abs=1e-4)
+    assert read_tensorboard(tmp_path) == pytest.approx(expected, abs=1e-6)
 
 
 def test_begin_and_end(tmp_path):

@@ -100,18 +100,6 @@ def test_set_temperature_does_not_read_the_device():
         get_temperature(network)
 
 
-def test_conv_cfg_takes_kw_layers():
-    from mmcv.cnn import ConvModule, build_conv_layer
-
-    module = ConvModule(8, 16, 3, padding=1, conv_cfg=dict(type='KWConv2d', budget=1 / 2))
-    assert isinstance(module.conv, KWConv2d)
-    module.init_weights()
-    assert module(torch.zeros(2, 8, 5, 5)).shape == (2, 16, 5, 5)
-    assert set(module.state_dict()) >= {'conv.warehouse.cells', 'conv.warehouse.temperature'}
-    conv1d = build_conv_layer(dict(type='KWConv1d', budget=4), 8, 8, 3)
-    assert conv1d.warehouse.cells.shape == (12, 8, 8, 1)
-
-
 def test_amp_keeps_the_sum_of_attentions_in_float32():
     network = apply_plan(make_network(), PLAN)
     x = torch.randn(4, 3, 8, 8)
