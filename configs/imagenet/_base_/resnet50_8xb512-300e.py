@@ -1,0 +1,3 @@
+_base_ = './resnet18_8xb512-300e.py'
+
+model = dict(backbone=dict(depth=50), head=dict(in_channels=2048))

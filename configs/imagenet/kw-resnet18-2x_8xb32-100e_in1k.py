@@ -1,0 +1,3 @@
+_base_ = './_base_/resnet18_8xb32-100e.py'
+
+model = dict(backbone=dict(budget=2))

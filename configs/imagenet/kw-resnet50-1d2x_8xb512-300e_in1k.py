@@ -1,0 +1,3 @@
+_base_ = './_base_/resnet50_8xb512-300e.py'
+
+model = dict(backbone=dict(budget=0.5))
