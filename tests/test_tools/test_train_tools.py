@@ -1,0 +1,602 @@
+"""tools/train.py, test.py and their launchers: real processes on tiny data."""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import DefaultScope
+
+import mmkw
+from mmkw.checkpoints import load_checkpoint
+
+ROOT = Path(mmkw.__file__).parents[1]
+TOOLS = ROOT / 'tools'
+
+# The running statistics of batch norm would differ between ranks by nature, so they stay as they
+# are; sampling in order makes the global batches of one and of two processes the same.
+CLASSIFIER = """
+custom_imports = dict(imports=['mmkw'], allow_failed_imports=False)
+default_scope = 'mmpretrain'
+data_preprocessor = dict(num_classes=2, mean=[127.5] * 3, std=[64.0] * 3)
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='KWResNet',
+        depth=18,
+        base_channels=16,
+        stem_channels=16,
+        norm_eval=True,
+        zero_init_residual=False,
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=2,
+        in_channels=128,
+        topk=(1,),
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)
+pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='ImageNet',
+        data_root='{{ fileDirname }}/images',
+        split='train',
+        metainfo=dict(classes=('dark', 'bright')),
+        pipeline=pipeline,
+    ),
+)
+val_dataloader = test_dataloader = train_dataloader
+val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1,))
+train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=4)
+val_cfg = test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.08, momentum=0.9))
+param_scheduler = dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=4)
+auto_scale_lr = dict(base_batch_size=16)
+custom_hooks = [dict(type='KWTemperatureHook', epochs=3)]
+visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=1),
+    visualization=dict(type='VisualizationHook'),
+)
+randomness = dict(seed=0)
+"""
+
+# Annealing runs through 3 epochs of 2 iterations.
+TEMPERATURES = [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0, 0, 0]
+
+INTERRUPTED = """
+_base_ = './tiny.py'
+custom_imports = dict(imports=['mmkw', 'power_cut'], allow_failed_imports=False)
+custom_hooks = [dict(type='KWTemperatureHook', epochs=3), dict(type='PowerCut')]
+"""
+POWER_CUT = """
+import os, signal
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class PowerCut(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+DETECTOR = """
+_base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
+custom_imports = dict(imports=['mmkw'], allow_failed_imports=False)
+default_scope = 'mmdet'
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),
+    backbone=dict(
+        _delete_=True,
+        type='KWResNet',
+        depth=18,
+        base_channels=16,
+        stem_channels=16,
+        out_indices=(0, 1, 2, 3),
+        norm_eval=True,
+    ),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=32),
+    rpn_head=dict(in_channels=32, feat_channels=32),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=32),
+        bbox_head=dict(in_channels=32, fc_out_channels=64, num_classes=1),
+        mask_roi_extractor=dict(out_channels=32),
+        mask_head=dict(in_channels=32, conv_out_channels=32, num_classes=1),
+    ),
+    test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=5)),
+)
+meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+dataset = dict(
+    type='CocoDataset',
+    metainfo=dict(classes=('box',)),
+    data_root='{{ fileDirname }}',
+    ann_file='scenes.json',
+    data_prefix=dict(img='scenes/'),
+)
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+            dict(type='PackDetInputs'),
+        ],
+        **dataset,
+    ),
+)
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        test_mode=True,
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(64, 64), keep_ratio=True),
+            dict(type='PackDetInputs', meta_keys=meta_keys),
+        ],
+        **dataset,
+    ),
+)
+val_dataloader = test_dataloader
+val_evaluator = test_evaluator = dict(
+    type='CocoMetric', ann_file='{{ fileDirname }}/scenes.json', metric=['bbox', 'segm']
+)
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.001))
+visualizer = dict(
+    type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
+)
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=1),
+    visualization=dict(type='DetVisualizationHook', score_thr=0.0),
+)
+"""
+
+
+def write_classification_data(folder):
+    random = np.random.default_rng(0)
+    for label, name in enumerate(('dark', 'bright')):
+        (folder / name).mkdir(parents=True)
+        for index in range(8):
+            image = random.integers(0, 200, (32, 32, 3), dtype=np.uint8) + 55 * label
+            cv2.imwrite(str(folder / name / f'{name}{index}.png'), image.astype(np.uint8))
+
+
+def write_detection_data(folder):
+    (folder / 'scenes').mkdir()
+    images, annotations = [], []
+    for index in range(2):
+        image = np.zeros((64, 64, 3), np.uint8)
+        image[16:48, 8:40] = 255
+        cv2.imwrite(str(folder / 'scenes' / f'{index}.png'), image)
+        images.append(dict(id=index, file_name=f'{index}.png', height=64, width=64))
+        outline = [8, 16, 40, 16, 40, 48, 8, 48]
+        annotations.append(
+            dict(
+                id=index + 1,
+                image_id=index,
+                category_id=1,
+                bbox=[8, 16, 32, 32],
+                area=1024,
+                iscrowd=0,
+                segmentation=[outline],
+            )
+        )
+    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='box')])
+    (folder / 'scenes.json').write_text(json.dumps(content))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tools')
+    write_classification_data(folder / 'images' / 'train')
+    write_detection_data(folder)
+    (folder / 'tiny.py').write_text(CLASSIFIER)
+    (folder / 'interrupted.py').write_text(INTERRUPTED)
+    (folder / 'power_cut.py').write_text(POWER_CUT)
+    (folder / 'detector.py').write_text(DETECTOR)
+    return folder
+
+
+def environment(folder, **more):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    return {
+        **os.environ,
+        'CUDA_VISIBLE_DEVICES': '-1',
+        'OMP_NUM_THREADS': '1',
+        'PORT': str(port),
+        'PYTHON': sys.executable,
+        'PYTHONPATH': os.pathsep.join([str(ROOT), str(folder)]),
+        **more,
+    }
+
+
+def run(folder, *command, expect=0, **more):
+    """Run a command in the folder; returns its output and errors together."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env=environment(folder, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == expect, done.stdout
+    return done.stdout
+
+
+def train(folder, *args, **more):
+    return run(folder, sys.executable, TOOLS / 'train.py', *args, **more)
+
+
+def scalars(work_dir):
+    """What the loggers wrote during training, in the order of the runs."""
+    lines = []
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        lines += [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if 'loss' in line]
+
+
+@pytest.fixture(scope='module')
+def single(folder):
+    """Work dir of an uninterrupted run of one process."""
+    train(folder, 'tiny.py', '--auto-scale-lr')
+    return folder / 'work_dirs' / 'tiny'
+
+
+def weights(path):
+    return load_checkpoint(path)['state_dict']
+
+
+def test_log_message_hub_and_checkpoint_agree(single):
+    logged = [line['temperature'] for line in scalars(single)]
+    np.testing.assert_allclose(logged, TEMPERATURES, atol=1e-12)
+    for epoch in range(1, 5):
+        checkpoint = load_checkpoint(single / f'epoch_{epoch}.pth')
+        hub, _ = checkpoint['message_hub']['log_scalars']['train/temperature'].data
+        np.testing.assert_allclose(hub, TEMPERATURES[: 2 * epoch], atol=1e-12)
+        stored = [
+            value.item()
+            for name, value in checkpoint['state_dict'].items()
+            if name.endswith('.temperature')
+        ]
+        assert len(stored) == 4
+        np.testing.assert_allclose(stored, TEMPERATURES[2 * epoch - 1], rtol=1e-6)
+
+
+def test_learning_rate_is_scaled(single):
+    # 8 images per iteration at a rate for 16, reached after the warm-up
+    rates = [line['lr'] for line in scalars(single)]
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[-1] == pytest.approx(0.04)
+
+
+def assert_trained_alike(work_dir, single):
+    """The same weights up to rounding, seen against how far training moved them."""
+    start, end = weights(single / 'epoch_1.pth'), weights(single / 'epoch_4.pth')
+    other = weights(work_dir / 'epoch_4.pth')
+    trained = [name for name in end if not torch.equal(start[name], end[name])]
+    assert 'backbone.warehouses.layer4.cells' in trained
+    for name in trained:
+        moved = (end[name] - start[name]).norm()
+        assert (other[name] - end[name]).norm() < 2e-4 * moved + 1e-7, name
+
+
+def test_two_processes_train_like_one(folder, single):
+    output = run(
+        folder,
+        TOOLS / 'dist_train.sh',
+        'tiny.py',
+        2,
+        '--work-dir=two',
+        '--auto-scale-lr',
+        '--no-validate',
+        '--cfg-options',
+        'train_dataloader.batch_size=4',
+    )
+    assert output.count('No GPU is available') == 1
+    assert 'Epoch(val)' not in output
+    assert_trained_alike(folder / 'two', single)
+    rates = [line['lr'] for line in scalars(folder / 'two')]
+    assert rates[-1] == pytest.approx(0.04)
+
+
+@pytest.mark.slow
+def test_two_machines_train_like_one(folder, single):
+    shared = environment(folder)
+    command = ['bash', str(TOOLS / 'dist_train.sh'), 'tiny.py', '1', '--work-dir=machines']
+    command += ['--auto-scale-lr', '--cfg-options', 'train_dataloader.batch_size=4']
+    nodes = [
+        subprocess.Popen(command, cwd=folder, env={**shared, 'NNODES': '2', 'NODE_RANK': str(rank)})
+        for rank in range(2)
+    ]
+    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+    assert_trained_alike(folder / 'machines', single)
+
+
+def test_interrupted_training_resumes_exactly(folder, single):
+    arguments = ['--auto-scale-lr', '--work-dir', folder / 'resumed']
+    train(folder, 'interrupted.py', *arguments, expect=-9)
+    assert not (folder / 'resumed' / 'epoch_3.pth').exists()
+
+    output = train(folder, 'tiny.py', *arguments, '--resume')
+    assert 'resumed epoch: 2, iter: 4' in output
+    resumed = load_checkpoint(folder / 'resumed' / 'epoch_4.pth')
+    expected = load_checkpoint(single / 'epoch_4.pth')
+    for name, value in expected['state_dict'].items():
+        torch.testing.assert_close(resumed['state_dict'][name], value, rtol=0, atol=0)
+    hub, _ = resumed['message_hub']['log_scalars']['train/temperature'].data
+    np.testing.assert_allclose(hub, TEMPERATURES, atol=1e-12)
+    logged = {line['step']: line['temperature'] for line in scalars(folder / 'resumed')}
+    np.testing.assert_allclose([logged[step] for step in range(1, 9)], TEMPERATURES, atol=1e-12)
+
+
+def build(config):
+    """The model of a config file, in this process."""
+    from mmengine.registry import MODELS, init_default_scope
+
+    config = Config.fromfile(config)
+    init_default_scope(config.default_scope)
+    return MODELS.build(config.model).eval()
+
+
+@pytest.fixture
+def default_scope():
+    """Leave MMEngine's global default scope as it was."""
+    before = DefaultScope.get_current_instance()
+    yield
+    if before is not None:
+        DefaultScope.get_instance(before.instance_name, scope_name=before.scope_name)
+
+
+def test_two_processes_test_like_one_model(folder, single, default_scope):
+    checkpoint = single / 'epoch_1.pth'
+    run(
+        folder,
+        TOOLS / 'dist_test.sh',
+        'tiny.py',
+        checkpoint,
+        2,
+        '--out=out/predictions.pkl',
+        '--show-dir=drawn',
+        '--work-dir=tested',
+    )
+    results = pickle.loads((folder / 'out' / 'predictions.pkl').read_bytes())
+    model = build(folder / 'tiny.py')
+    model.load_state_dict(weights(checkpoint))
+    assert mmkw.get_temperature(model) == pytest.approx(4 / 6)
+    assert len(results) == 16
+    for result in results:
+        image = cv2.imread(result['img_path'])
+        inputs = (torch.from_numpy(image).permute(2, 0, 1)[None].float() - 127.5) / 64
+        with torch.no_grad():
+            scores = model(inputs, mode='tensor').softmax(1)[0]
+        torch.testing.assert_close(result['pred_score'], scores, rtol=1e-4, atol=1e-5)
+    # The first process draws, and has every second image.
+    drawn = {path.name for path in (folder / 'drawn').glob('*.png')}
+    assert drawn == {f'{name}{index}.png_0.png' for name in ('dark', 'bright') for index in '0246'}
+
+
+def test_detection(folder, default_scope):
+    model = build(folder / 'detector.py')
+    torch.save(model.state_dict(), folder / 'detector.pth')
+    output = run(
+        folder,
+        sys.executable,
+        TOOLS / 'test.py',
+        'detector.py',
+        'detector.pth',
+        '--out=objects.pkl',
+        '--show-dir=drawn',
+        '--work-dir=detected',
+    )
+    assert 'coco/segm_mAP' in output
+    results = pickle.loads((folder / 'objects.pkl').read_bytes())
+    assert [result['img_id'] for result in results] == [0, 1]
+    for result in results:
+        masks = result['pred_instances']['masks']
+        assert 0 < len(masks) <= 5
+        assert masks[0]['size'] == [64, 64] and isinstance(masks[0]['counts'], bytes)
+    assert len(list((folder / 'detected').rglob('drawn/*.png'))) == 2
+
+
+@pytest.mark.slow
+def test_detection_trains_and_augments(folder):
+    """With boxes alone, as MMDetection cannot augment the testing of masks."""
+    boxes = ['--cfg-options', 'model.roi_head.mask_head=None', 'test_evaluator.metric=bbox']
+    train(folder, 'detector.py', '--no-validate', '--work-dir=boxes', *boxes)
+    (line,) = scalars(folder / 'boxes')
+    assert {'loss_rpn_cls', 'loss_bbox'} < set(line)
+    tested = [sys.executable, TOOLS / 'test.py', 'detector.py', 'boxes/epoch_1.pth']
+    plain, augmented = (
+        run(folder, *tested, '--out=boxes.pkl', *tta, *boxes) for tta in ([], ['--tta'])
+    )
+    assert 'coco/bbox_mAP' in plain and 'coco/bbox_mAP' in augmented
+    results = pickle.loads((folder / 'boxes.pkl').read_bytes())
+    # Two views give up to five boxes each.
+    assert max(len(result['pred_instances']['scores']) for result in results) > 5
+
+
+def test_checkpoint_of_another_model_is_refused(folder, single):
+    output = run(
+        folder,
+        sys.executable,
+        TOOLS / 'test.py',
+        'tiny.py',
+        single / 'epoch_1.pth',
+        '--cfg-options',
+        'model.backbone.budget=None',
+        expect=1,
+    )
+    last = output.strip().splitlines()[-1]
+    assert last.startswith('error: ') and 'epoch_1.pth does not fit the model of tiny.py' in last
+    assert 'Traceback' not in output and 'accuracy' not in output
+
+
+@pytest.fixture
+def tools(monkeypatch):
+    """Import the tools as Python does when it runs them."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import cli_common
+
+    def load(name):
+        import importlib.util
+
+        spec = importlib.util.spec_from_file_location(f'tools_{name}', TOOLS / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    load.common = cli_common
+    return load
+
+
+def refused(tool, *args):
+    """The one line with which a tool ends."""
+    with pytest.raises(SystemExit) as error:
+        tool.main([str(arg) for arg in args])
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_missing_files(folder, tools):
+    assert 'config file no.py does not exist' in refused(tools('train'), 'no.py')
+    tiny = folder / 'tiny.py'
+    assert 'no.pth does not exist' in refused(tools('test'), tiny, 'no.pth')
+    assert 'no.pth does not exist' in refused(tools('train'), tiny, '--resume', 'no.pth')
+
+
+def test_unreadable_checkpoint(folder, tools, tmp_path):
+    broken = tmp_path / 'broken.pth'
+    broken.write_bytes(b'not a checkpoint')
+    one_line = tools.common.checkpoint_errors_in_one_line
+    with pytest.raises(SystemExit, match='error: .*broken.pth is not'), one_line():
+        load_checkpoint(broken)
+
+
+def test_bad_arguments(folder, tools, capsys):
+    with pytest.raises(SystemExit):
+        tools('test').main([str(folder / 'tiny.py'), 'x.pth', '--out', 'predictions.json'])
+    assert "'predictions.json'" in capsys.readouterr().err
+
+    error = refused(tools('train'), folder / 'detector.py', '--auto-scale-lr')
+    assert 'auto_scale_lr.base_batch_size' in error and 'detector.py' in error
+
+    option = 'default_hooks.visualization.type=Other'
+    error = refused(tools('test'), folder / 'tiny.py', __file__, '--show', '--cfg-options', option)
+    assert 'DetVisualizationHook' in error and 'Other' in error
+
+    error = refused(tools('train'), folder / 'tiny.py', '--launcher=pytorch')
+    assert 'dist_train.sh' in error
+
+
+def changed_config(tool, *args):
+    args = tool.parse_args([str(arg) for arg in args])
+    config = tool.load_config(args)
+    tool.apply_arguments(config, args)
+    return config
+
+
+def test_mixed_precision(folder, tools):
+    tool, tiny = tools('train'), folder / 'tiny.py'
+    if get_device() == 'cpu':
+        assert '--amp needs a GPU' in refused(tool, tiny, '--amp')
+    else:
+        config = changed_config(tool, tiny, '--amp')
+        assert config.optim_wrapper.type == 'AmpOptimWrapper'
+        assert config.optim_wrapper.loss_scale == 'dynamic'
+    option = 'optim_wrapper.type=ApexOptimWrapper'
+    error = refused(tool, tiny, '--amp', '--cfg-options', option)
+    assert 'ApexOptimWrapper' in error
+
+
+def test_arguments_change_the_config(folder, tools):
+    tool, tiny = tools('train'), folder / 'tiny.py'
+    config = changed_config(tool, tiny)
+    assert config.work_dir == os.path.join('.', 'work_dirs', 'tiny')
+    assert not config.get('resume') and config.val_cfg is not None
+    assert config.train_dataloader.collate_fn.type == 'default_collate'
+
+    config = changed_config(tool, tiny, '--resume', '--cfg-options', 'load_from=old.pth')
+    assert config.resume is True and config.load_from is None
+    config = changed_config(tool, tiny, '--resume', tiny, '--work-dir=w', '--no-validate')
+    assert config.resume is True and config.load_from == str(tiny) and config.work_dir == 'w'
+    assert config.val_cfg is config.val_dataloader is config.val_evaluator is None
+    assert 'collate_fn' not in changed_config(tool, folder / 'detector.py').train_dataloader
+
+    tool = tools('test')
+    config = changed_config(tool, tiny, tiny, '--tta', '--cfg-options', 'resume=True')
+    assert config.resume is False and config.load_from == str(tiny)
+    assert config.model.type == 'AverageClsScoreTTA'
+    assert config.model.module.type == 'ImageClassifier'
+    flips, (pack,) = config.test_dataloader.dataset.pipeline[-1].transforms
+    assert [flip.prob for flip in flips] == [1, 0] and pack.type == 'PackInputs'
+
+
+def test_shell_scripts_say_how_to_use_them(folder):
+    for script, arguments in (
+        ('dist_train.sh', ['tiny.py']),
+        ('dist_test.sh', ['tiny.py', 'x.pth']),
+        ('slurm_train.sh', ['partition', 'job', 'tiny.py']),
+    ):
+        output = run(folder, TOOLS / script, *arguments, expect=2)
+        assert output.startswith('usage: ') and script in output and 'CONFIG' in output
+
+
+def test_slurm_job(folder, tmp_path):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nfor argument; do echo "$argument"; done\n')
+    srun.chmod(0o755)
+    output = run(
+        folder,
+        TOOLS / 'slurm_train.sh',
+        'gpus',
+        'my job',
+        'tiny.py',
+        'work dir',
+        '--amp',
+        PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}',
+        GPUS='16',
+        SRUN_ARGS='--exclude=node1 --time=10',
+    )
+    assert output.splitlines() == [
+        '--partition=gpus',
+        '--job-name=my job',
+        '--gres=gpu:8',
+        '--ntasks=16',
+        '--ntasks-per-node=8',
+        '--cpus-per-task=5',
+        '--kill-on-bad-exit=1',
+        '--exclude=node1',
+        '--time=10',
+        sys.executable,
+        '-u',
+        str(TOOLS / 'train.py'),
+        'tiny.py',
+        '--work-dir=work dir',
+        '--launcher=slurm',
+        '--amp',
+    ]

@@ -1,0 +1,127 @@
+"""Evaluate a checkpoint with the model and test data of a config."""
+
+from copy import deepcopy
+from functools import partial
+from textwrap import shorten
+
+from cli_common import (
+    argument_parser,
+    build_runner,
+    check_file,
+    checkpoint_errors_in_one_line,
+    fail,
+    load_config,
+    type_name,
+)
+from mmengine.config import ConfigDict
+from mmengine.registry import METRICS
+
+# How each visualization hook spells what --show, --show-dir and --wait-time set. Classification
+# draws every 5000th image unless told otherwise, detection all of them.
+_DRAWING = {
+    'DetVisualizationHook': dict(switch=dict(draw=True), folder='test_out_dir'),
+    'VisualizationHook': dict(switch=dict(enable=True, interval=1), folder='out_dir'),
+}
+
+# Test-time augmentation by a horizontal flip, for configs that define none.
+_TTA_MODEL = {
+    'mmdet': dict(
+        type='DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+    ),
+    'mmpretrain': dict(type='AverageClsScoreTTA'),
+}
+
+
+def parse_args(argv=None):
+    parser = argument_parser(__doc__)
+    parser.add_argument('checkpoint', help='path of the checkpoint file')
+    parser.add_argument('--out', metavar='PKL', help='write the predictions to this pickle file')
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--show-dir', help='folder to draw the predictions into')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds that --show displays each image'
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation: the config's tta_model and tta_pipeline, else a flip",
+    )
+    args = parser.parse_args(argv)
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out writes a pickle file, so its name must end in .pkl, not {args.out!r}')
+    return args
+
+
+def apply_arguments(config, args):
+    """Change the config as the arguments of testing ask."""
+    check_file(args.checkpoint, 'checkpoint')
+    config.resume = False
+    config.load_from = args.checkpoint
+    if args.show or args.show_dir is not None:
+        _enable_drawing(config, args)
+    if args.tta:
+        _enable_tta(config)
+
+
+def _enable_drawing(config, args):
+    hook = config.get('default_hooks', {}).get('visualization') or {}
+    drawing = _DRAWING.get(type_name(hook))
+    if drawing is None:
+        fail(
+            f'--show and --show-dir need default_hooks.visualization of a type among '
+            f'{", ".join(_DRAWING)}, but {args.config} has {type_name(hook)}'
+        )
+    if args.tta and type_name(hook) == 'VisualizationHook':
+        fail('mmpretrain cannot draw the images of --tta; leave out --tta or the drawing')
+    hook.update(drawing['switch'], show=args.show, wait_time=args.wait_time)
+    if args.show_dir is not None:
+        hook[drawing['folder']] = args.show_dir
+
+
+def _enable_tta(config):
+    scope = config.get('default_scope')
+    if 'tta_model' not in config:
+        if scope not in _TTA_MODEL:
+            fail(f'--tta needs a tta_model in the config, as there is no default for {scope!r}')
+        config.tta_model = _TTA_MODEL[scope]
+    dataset = config.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in config:
+        *transforms, pack = deepcopy(dataset.pipeline)
+        if scope == 'mmdet' and 'meta_keys' in pack:
+            # Needed to turn the boxes back.
+            pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        config.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    dataset.pipeline = config.tta_pipeline
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    config = load_config(args)
+    apply_arguments(config, args)
+    with checkpoint_errors_in_one_line():
+        runner = build_runner(config)
+        if args.out is not None:
+            # MMDetection's variant writes masks in COCO's compressed form.
+            kind = 'DumpDetResults' if config.get('default_scope') == 'mmdet' else 'DumpResults'
+            dump = METRICS.build(dict(type=kind, out_file_path=args.out))
+            runner.test_evaluator.metrics.append(dump)
+        # Strictly: the scores of a model with some random weights would mean nothing.
+        runner.load_checkpoint = partial(runner.load_checkpoint, strict=True)
+        try:
+            runner.test()
+        except RuntimeError as error:
+            if 'do not match exactly' not in str(error):
+                raise
+            fail(
+                f'{args.checkpoint} does not fit the model of {args.config}: '
+                f'{shorten(str(error), 500)}'
+            )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,80 @@
+"""Train the model of a config, for classification and detection alike."""
+
+from cli_common import (
+    argument_parser,
+    build_runner,
+    check_file,
+    checkpoint_errors_in_one_line,
+    fail,
+    load_config,
+    type_name,
+)
+from mmengine.device import get_device
+
+
+def parse_args(argv=None):
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or without a value from the latest in the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--no-validate', action='store_true', help='do not evaluate during training'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the total batch size over auto_scale_lr.base_batch_size',
+    )
+    return parser.parse_args(argv)
+
+
+def apply_arguments(config, args):
+    """Change the config as the arguments of training ask."""
+    if args.no_validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    if args.amp:
+        _enable_amp(config)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
+            fail(
+                f'--auto-scale-lr needs auto_scale_lr.base_batch_size, the total batch size that '
+                f'the learning rate is meant for, but {args.config} does not set it; add '
+                f'auto_scale_lr = dict(base_batch_size=...)'
+            )
+        config.auto_scale_lr.enable = True
+    if args.resume is not None:
+        config.resume = True
+        config.load_from = None
+        if args.resume != 'auto':
+            check_file(args.resume, 'checkpoint')
+            config.load_from = args.resume
+
+
+def _enable_amp(config):
+    name = type_name(config.optim_wrapper, 'OptimWrapper')
+    if name not in ('OptimWrapper', 'AmpOptimWrapper'):
+        fail(
+            f"--amp replaces optim_wrapper.type='OptimWrapper' by 'AmpOptimWrapper', but the "
+            f'config has {name!r}; leave out --amp or choose the precision in the config'
+        )
+    if get_device() == 'cpu':
+        fail('--amp needs a GPU, but none is available; leave out --amp')
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    config = load_config(args)
+    apply_arguments(config, args)
+    with checkpoint_errors_in_one_line():
+        build_runner(config).train()
+
+
+if __name__ == '__main__':
+    main()
