@@ -1,0 +1,51 @@
+# `make` lists the targets. Each sets .venv up first, which takes some minutes once; with
+# PYTHON=/path/to/python it uses that environment instead and installs nothing.
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint clean
+
+# OpenMP threads that wait should sleep: spinning, they slow training many times over wherever
+# another process needs the core.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
+RUN_NEEDS := torch torchvision mmengine mmcv.ops mmdet mmpretrain sklearn matplotlib
+
+ifdef PYTHON
+PY := $(PYTHON)
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+prepare = @command -v "$(PY)" >/dev/null || { echo 'PYTHON=$(PY): no such program; give the path \
+of a Python interpreter, such as PYTHON=/path/to/env/bin/python' >&2; exit 1; }; \
+"$(PY)" tools/check_env.py $(1)
+else
+PY := .venv/bin/python
+prepare = @bash tools/setup_env.sh
+endif
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@echo 'PYTHON=/path/to/python uses an environment that you have already.'
+
+setup: ## install everything into .venv
+	$(call prepare,$(RUN_NEEDS))
+
+demo: ## pretrain, fine-tune and evaluate on handwritten digits (options: DEMO_ARGS=...)
+	$(call prepare,$(RUN_NEEDS))
+	"$(PY)" tools/demo.py $(DEMO_ARGS)
+
+test: ## run the tests (options: PYTEST_ARGS=...)
+	$(call prepare,$(RUN_NEEDS) pytest tensorboard)
+	"$(PY)" -m pytest $(PYTEST_ARGS)
+
+test-slow: ## run the slow tests, which `make test` leaves out
+	$(call prepare,$(RUN_NEEDS) pytest tensorboard)
+	"$(PY)" -m pytest -m slow $(PYTEST_ARGS)
+
+lint: ## check style and formatting with ruff
+	$(call prepare,ruff)
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+
+clean: ## remove caches; keeps .venv, data and work_dirs
+	find mmkw configs tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache
