@@ -124,7 +124,7 @@ class KernelAttention(nn.Module):
             basis = max(int((n - own) * ratio), _MIN_HIDDEN)
             self.fc2 = AttentionLinear(hidden, m * (own + basis + 1), bias=False)
             self.fc3 = AttentionLinear(basis, n - own, bias=False)
-            self.basis_bias = nn.Parameter(torch.empty(m * (n + 1)))
+            self.basis_bias = nn.Parameter(torch.zeros(m * (n + 1)))
 
         # A constant of the plan, hence not in checkpoints.
         beta = torch.zeros(m, n)
@@ -132,7 +132,6 @@ class KernelAttention(nn.Module):
             if cell is not None:
                 beta[mixture, cell] = 1
         self.register_buffer('beta', beta, persistent=False)
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise anew: linears as :class:`AttentionLinear` says, norm 1, all biases 0."""

@@ -102,8 +102,8 @@ def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
     """Turn a network into its KernelWarehouse form, in place.
 
     Puts KW layers in the places of those that the plan names and adds their warehouses as
-    ``network.warehouses``, an ``nn.ModuleDict``. Names of all other modules stay, and so do the
-    static biases of the replaced layers.
+    ``network.warehouses``, an ``nn.ModuleDict``, on the device and of the type of the replaced
+    layers. Names of all other modules stay, and so do the static biases of the replaced layers.
 
     Args:
         network: the plain network; layers may also be KW layers made with ``budget=None``.
@@ -125,20 +125,24 @@ def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
         {name: Warehouse(partition) for name, partition in partitions.items()}
     )
     for name, config in plan.items():
+        warehouse = network.warehouses[name]
         for layer_name, partition in partitions[name].kernels.items():
-            layer = network.get_submodule(layer_name)
+            plain = layer = network.get_submodule(layer_name)
             if not isinstance(layer, _KWLayer):
-                plain, layer = layer, _KW_LAYERS[type(layer)].replacing(layer)
+                layer = _KW_LAYERS[type(plain)].replacing(plain)
                 layer.bias = plain.bias
                 parent, _, child = layer_name.rpartition('.')
                 setattr(network.get_submodule(parent), child, layer)
             layer.share_warehouse(
-                network.warehouses[name],
+                warehouse,
                 partition,
                 reduction=config.reduction,
                 norm_layer=config.norm_layer,
                 basis_ratio=config.basis_ratio,
             )
+            if layer is not plain:
+                layer.train(plain.training).to(plain.weight)
+                warehouse.to(plain.weight)
     return network
 
 

@@ -55,6 +55,14 @@ def test_apply_plan_replaces_the_named_layers_only():
     assert not any('warehouse.' in name for name in names), 'shared cells are stored once'
 
 
+def test_apply_plan_keeps_type_device_and_mode():
+    network = apply_plan(make_network().double().eval(), PLAN)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
+    assert not network[2].attention.norm.training
+    assert apply_plan(make_network().to('meta'), PLAN)[2].attention.fc1.weight.is_meta
+    assert network(torch.zeros(1, 3, 8, 8, dtype=torch.float64)).shape == (1, 16, 8)
+
+
 def test_layers_made_without_budget_wait_for_a_plan():
     network = nn.Sequential(
         KWConv2d(8, 8, 3, padding=1, budget=None), KWConv2d(8, 8, 1, budget=None)
