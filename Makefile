@@ -2,6 +2,7 @@
 # PYTHON=/path/to/python it uses that environment instead and installs nothing.
 SHELL := bash
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # two set-ups at once would get into each other's way
 .PHONY: help setup demo test test-slow lint clean
 
 # OpenMP threads that wait should sleep: spinning, they slow training many times over wherever

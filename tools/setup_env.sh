@@ -31,10 +31,11 @@ step() { # step NUMBER FUNCTION 'what it does'
 }
 
 show_life() { # show_life BEGUN
-    local compiled
+    local files
     while sleep 30 >/dev/null 2>&1 3>&- && kill -0 $$ 2>/dev/null; do
-        compiled=$(grep -oE '^ *\[[0-9]+/[0-9]+\]' "$log" | tail -n 1 | tr -d ' ')
-        printf '      ... busy for %d s %s (details: %s)\n' $((SECONDS - $1)) "$compiled" "$log"
+        files=$(grep -aoE '^ *\[[0-9]+/[0-9]+\]' "$log" | tail -n 1 | tr -d ' []') || true
+        printf '      ... busy for %d s%s (log: %s)\n' \
+            $((SECONDS - $1)) "${files:+, $files files compiled}" "$log"
     done
 }
 
@@ -124,7 +125,8 @@ compile_mmcv() { # compile_mmcv [PIP OPTION...]
 Ubuntu: apt-get install g++'
     [[ -f $headers/Python.h ]] || fail "mmcv must be compiled, and $headers/Python.h is missing; on \
 Debian and Ubuntu: apt-get install $(basename "$headers")-dev"
-    printf '      no wheel that fits: compiling, 6 to 10 minutes on two cores, longer for CUDA\n' >&3
+    printf '      no wheel on the index: compiling, 6 to 10 minutes on two cores and longer for CUDA,
+      or seconds where pip has kept what it compiled before\n' >&3
     # torch looks for ninja on the PATH, and compiles one file after the other without it.
     PATH=$PWD/.venv/bin:$PATH MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} CFLAGS="${CFLAGS:-} -g0" \
         pip_install --verbose --no-build-isolation "$@" mmcv
