@@ -95,6 +95,23 @@ def check_file(path, what):
         fail(f'{what} file {path} does not exist')
 
 
+def check_data(config, *splits):
+    """Exit with one line unless the folders that the splits' data lie in are there."""
+    for split in splits:
+        dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
+        option = f'{split}_dataloader.dataset'
+        while 'dataset' in dataset:
+            dataset = dataset['dataset']
+            option += '.dataset'
+        folder = dataset.get('data_root')
+        if folder and '://' not in folder and not os.path.isdir(os.path.expanduser(folder)):
+            fail(
+                f'data folder {folder} does not exist; put the data or a link to them there, or '
+                f'name another folder with --cfg-options {option}.data_root=FOLDER (the data of '
+                f'configs/demo are made by: python tools/dataset_converters/digits.py)'
+            )
+
+
 def fail(message):
     """Exit with a message on stderr and the status 1."""
     raise SystemExit(f'error: {message}')

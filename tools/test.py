@@ -7,6 +7,7 @@ from textwrap import shorten
 from cli_common import (
     argument_parser,
     build_runner,
+    check_data,
     check_file,
     checkpoint_errors_in_one_line,
     fail,
@@ -103,6 +104,7 @@ def main(argv=None):
     args = parse_args(argv)
     config = load_config(args)
     apply_arguments(config, args)
+    check_data(config, 'test')
     with checkpoint_errors_in_one_line():
         runner = build_runner(config)
         if args.out is not None:

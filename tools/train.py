@@ -3,6 +3,7 @@
 from cli_common import (
     argument_parser,
     build_runner,
+    check_data,
     check_file,
     checkpoint_errors_in_one_line,
     fail,
@@ -72,6 +73,7 @@ def main(argv=None):
     args = parse_args(argv)
     config = load_config(args)
     apply_arguments(config, args)
+    check_data(config, 'train', 'val')
     with checkpoint_errors_in_one_line():
         build_runner(config).train()
 

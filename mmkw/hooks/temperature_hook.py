@@ -33,9 +33,10 @@ class _TemperatureHook(Hook):
             warehouse for model in models for warehouse in warehouses(model)
         ]
 
-    def _set(self, value: float) -> None:
+    def _set(self, runner: Runner, value: float) -> None:
         for warehouse in self._warehouses:
             warehouse.temperature.fill_(value)
+        runner.message_hub.update_scalar('train/temperature', value)
 
 
 @HOOKS.register_module()
@@ -99,8 +100,7 @@ class KWTemperatureHook(_TemperatureHook):
         iteration = math.ceil((runner.iter + 1) / step) * step
         progress = min(iteration / self._last_iter, 1)
         value = self.begin + (self.end - self.begin) * progress
-        self._set(value)
-        runner.message_hub.update_scalar('train/temperature', value)
+        self._set(runner, value)
 
 
 @HOOKS.register_module()
@@ -108,7 +108,8 @@ class KWDisableAttentionInitHook(_TemperatureHook):
     """Holds the temperature at 0, for fine-tuning.
 
     One-to-one attentions would disrupt what pre-training learnt (Appendix A.1.2), so the
-    temperature is 0 whatever the checkpoint says.
+    temperature is 0 whatever the checkpoint says. The message hub shows it as
+    ``train/temperature``, too.
 
     Raises:
         ValueError: if the model has no KW layers.
@@ -117,5 +118,9 @@ class KWDisableAttentionInitHook(_TemperatureHook):
     def before_train(self, runner: Runner) -> None:
         """Set the temperature to 0, after any checkpoint was loaded."""
         super().before_train(runner)
-        self._set(0.0)
+        self._set(runner, 0.0)
         runner.logger.info('KernelWarehouse: the temperature is held at 0 (learned attentions).')
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Hold it there."""
+        self._set(runner, 0.0)

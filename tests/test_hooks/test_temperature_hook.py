@@ -207,18 +207,13 @@ def test_fine_tuning_holds_the_temperature_at_0(tmp_path, caplog):
     pretrained = Network(KWConv2d(4, 4, 3, padding=1, cell_ratio=0.5))
     mmkw.set_temperature(pretrained, 0.7)
     torch.save(dict(state_dict=pretrained.state_dict()), tmp_path / 'pretrained.pth')
-    used = []
-
-    class Watch(Hook):
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            used.append(mmkw.get_temperature(runner.model))
-
-    hooks = [dict(type='KWDisableAttentionInitHook'), Watch()]
+    recorder = Recorder()
+    hooks = [dict(type='KWDisableAttentionInitHook'), recorder]
     runner = make_runner(tmp_path, hooks, load_from=str(tmp_path / 'pretrained.pth'))
     with caplog.at_level(logging.INFO, logger=runner.logger.name):
         runner.logger.addHandler(caplog.handler)
         runner.train()
-    assert used == [0.0] * 16
+    assert recorder.used == recorder.hub == read_log(tmp_path) == [0.0] * 16
     assert caplog.text.count('temperature is held at 0') == 1
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -487,6 +488,20 @@ def test_missing_files(folder, tools):
     tiny = folder / 'tiny.py'
     assert 'no.pth does not exist' in refused(tools('test'), tiny, 'no.pth')
     assert 'no.pth does not exist' in refused(tools('train'), tiny, '--resume', 'no.pth')
+
+
+@pytest.mark.parametrize('demo', ['kw-resnet18-1x', 'mask-rcnn_kw-resnet18-1x_fpn'])
+def test_missing_data_folder(demo, folder, tools, tmp_path, monkeypatch):
+    """As somebody would meet it who starts with a config of the demo."""
+    monkeypatch.chdir(tmp_path)
+    config = ROOT / 'configs' / 'demo' / f'{demo}_digits.py'
+    for error in (
+        refused(tools('train'), config),
+        refused(tools('test'), config, folder / 'tiny.py'),
+    ):
+        assert re.search(r'data folder data/digits/\w+/? does not exist', error)
+        assert 'dataloader.dataset.data_root=' in error and 'dataset_converters/digits.py' in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_unreadable_checkpoint(folder, tools, tmp_path):

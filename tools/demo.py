@@ -1,0 +1,360 @@
+"""Pretrain, fine-tune and evaluate KernelWarehouse on handwritten digits, within minutes.
+
+Makes the data (tools/dataset_converters/digits.py), pretrains a classifier, fine-tunes a Mask
+R-CNN from it (the configs in configs/demo) and evaluates both, with the same tools/train.py and
+tools/test.py that serve any other config. What one run finished, the next one uses again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Callable
+
+from analysis_tools.plot_logs import plot_logs
+from dataset_converters.digits import CLASSES, DigitsSettings, make_digits
+from mmengine.config import Config
+
+TOOLS = Path(__file__).resolve().parent
+CONFIGS = Path(os.path.relpath(TOOLS.parent / 'configs'))
+CLASSIFIER = CONFIGS / 'demo/kw-resnet18-1x_digits.py'
+DETECTOR = CONFIGS / 'demo/mask-rcnn_kw-resnet18-1x_fpn_digits.py'
+NEXT = CONFIGS / 'imagenet/kw-resnet18-1x_8xb512-300e_in1k.py'
+
+# Threads that spin while they wait slow each other down many times over on a busy machine.
+QUIET_THREADS = dict(OMP_WAIT_POLICY='PASSIVE', GOMP_SPINCOUNT='0')
+SECONDS_BETWEEN_LINES = 15
+
+QUICK_DATA = DigitsSettings(renderings=1, train_scenes=16, val_scenes=4)
+QUICK_DIGITS = 48
+
+PALETTE = [
+    (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
+    (170, 80, 220), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212),
+]  # fmt: skip
+
+
+class DemoError(Exception):
+    """A step failed; the message says which, why and where to read on."""
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def step(title: str):
+    """Announce a step, and say afterwards how long it took."""
+    start = time.monotonic()
+    say(f'\n{title}')
+    yield
+    say(f'  done in {minutes(time.monotonic() - start)}')
+
+
+def minutes(seconds: float) -> str:
+    return f'{int(seconds) // 60} min {int(seconds) % 60:02d} s'
+
+
+def describe_progress(line: str) -> str | None:
+    """Shorten a line of MMEngine's log to iteration, loss, temperature and time left."""
+    place = re.search(r'Epoch\(\w+\).*?\[ *(\d+)/(\d+)\].*? eta: (\S+)', line)
+    if place is None:
+        return None
+    parts = [f'iteration {place[1]:>4} of {place[2]}']
+    for name in ('loss', 'temperature'):
+        value = re.search(rf' {name}: ([\d.]+)', line)
+        if value is not None:
+            parts.append(f'{name} {float(value[1]):.2f}')
+    return '   '.join([*parts, f'time left {place[3]}'])
+
+
+def run_tool(command: list[str], log: Path) -> None:
+    """Run a tool with its output in ``log`` and short lines of progress on the terminal.
+
+    Raises:
+        DemoError: If the tool fails; holds the command and the end of its output.
+    """
+    live = sys.stdout.isatty()
+    spoken = time.monotonic()
+    tail: deque[str] = deque(maxlen=25)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(log, 'w', encoding='utf-8'))
+        process = stack.enter_context(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding='utf-8',
+                errors='replace',
+                env={**os.environ, **QUIET_THREADS},
+            )
+        )
+        stack.callback(lambda: process.poll() is None and process.terminate())
+        for line in process.stdout:
+            file.write(line)
+            tail.append(line)
+            progress = describe_progress(line)
+            if progress is None:
+                continue
+            if live:
+                print(f'\r  {progress:<76}', end='', flush=True)
+            elif time.monotonic() - spoken > SECONDS_BETWEEN_LINES:
+                spoken = time.monotonic()
+                say(f'  {progress}')
+        process.wait()
+    if live:
+        print('\r' + ' ' * 78, end='\r')
+    if process.returncode:
+        raise DemoError(
+            f'this command failed with exit code {process.returncode}:\n\n'
+            f'  {shlex.join(command)}\n\nits output is in {log} and ends with:\n\n{"".join(tail)}'
+        )
+
+
+def run_once(
+    command: list[str], folder: Path, settings: list, fresh: bool, read_result: Callable
+) -> dict:
+    """Run a tool, unless ``folder`` holds the finished run of the same command and settings.
+
+    Args:
+        command: The command; ``--work-dir`` is added to it.
+        folder: The work dir. What another or an unfinished run left there is removed.
+        settings: What the outcome depends on, beside the command.
+        fresh: Whether to run in any case.
+        read_result: Takes ``folder`` after the run and returns a dict of what came out.
+
+    Returns:
+        What ``read_result`` returned, and the time at which it was ``made``.
+
+    Raises:
+        DemoError: If the tool fails, or ``folder`` holds something else.
+    """
+    command = [*command, '--work-dir', str(folder)]
+    identity = json.loads(json.dumps([command, settings], default=str))
+    finished, log = folder / 'finished.json', folder / 'output.log'
+    if finished.exists() and not fresh:
+        record = json.loads(finished.read_text())
+        if record['identity'] == identity and Path(record.get('checkpoint', folder)).exists():
+            say(f'  {folder} is finished already (--fresh starts anew)')
+            return record
+    if folder.exists():
+        if not log.exists():
+            raise DemoError(f'{folder} exists, but not from the demo; choose another --work-dir')
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    run_tool(command, log)
+    record = dict(identity=identity, made=time.time(), **read_result(folder))
+    beside = finished.with_suffix('.partial')
+    beside.write_text(json.dumps(record))
+    os.replace(beside, finished)
+    return record
+
+
+def train_and_test(
+    folder: Path, config: Path, data: dict, start: dict, made_from: list, fresh: bool
+) -> tuple[dict, dict]:
+    """Train a config in ``folder`` and evaluate the last checkpoint in ``<folder>-test``.
+
+    Args:
+        folder: Work dir of the training.
+        config: The config file.
+        data: Settings to change in the config, dotted key -> value, for training and testing.
+        start: The same, for training alone.
+        made_from: What the outcome depends on, beside the config.
+        fresh: Whether to run even if the same run is there, finished.
+
+    Returns:
+        The record of the training, with the path of its ``checkpoint``, and the scores.
+    """
+    settings = [Config.fromfile(config, import_custom_modules=False).to_dict(), made_from]
+
+    def command(tool: str, *arguments: str, **options) -> list[str]:
+        return [
+            *(sys.executable, os.path.relpath(TOOLS / f'{tool}.py'), str(config), *arguments),
+            *('--cfg-options', *(f'{key}={value}' for key, value in options.items())),
+        ]
+
+    trained = run_once(
+        command('train', '--no-validate', **data, **start),
+        folder,
+        settings,
+        fresh,
+        lambda folder: dict(checkpoint=(folder / 'last_checkpoint').read_text().strip()),
+    )
+    tested = run_once(
+        command('test', trained['checkpoint'], **data),
+        folder.with_name(f'{folder.name}-test'),
+        [*settings, trained['made']],
+        fresh,
+        lambda folder: dict(scores=json.loads(next(folder.glob('*/*.json')).read_text())),
+    )
+    return trained, tested['scores']
+
+
+def draw_predictions(config: Path, checkpoint: str, scenes: list[Path], out: Path) -> None:
+    """Draw the detector's boxes and masks into scenes, four in a row.
+
+    Shown are scores of at least 0.5, and of boxes with an IoU above 0.3 the best one.
+    """
+    import cv2
+    import numpy as np
+    from mmdet.apis import inference_detector, init_detector
+    from mmdet.visualization import DetLocalVisualizer
+    from torchvision.ops import nms
+
+    with contextlib.redirect_stdout(None):
+        model = init_detector(str(config), checkpoint, palette='random', device='cpu')
+    visualizer = DetLocalVisualizer()
+    drawings = []
+    for path in scenes:
+        scene = cv2.imread(str(path))
+        size = [3 * side for side in scene.shape[1::-1]]
+        # Repeating pixels lets the model's own resizing restore the scene exactly, while boxes
+        # and masks come out at the size of the drawing.
+        enlarged = cv2.resize(scene, size, interpolation=cv2.INTER_NEAREST)
+        found = inference_detector(model, enlarged).pred_instances
+        found = found[found.scores >= 0.5]
+        found = found[nms(found.bboxes, found.scores, 0.3)]
+        visualizer.set_image(cv2.resize(scene, size, interpolation=cv2.INTER_CUBIC)[..., ::-1])
+        if len(found):
+            colours = [PALETTE[label] for label in found.labels]
+            labels = [f'{CLASSES[i]}: {s:.2f}' for i, s in zip(found.labels, found.scores)]
+            visualizer.draw_binary_masks(found.masks.numpy(), colors=colours, alphas=0.45)
+            visualizer.draw_bboxes(found.bboxes, edge_colors=colours, line_widths=2)
+            corners = found.bboxes[:, :2].clone()
+            corners[:, 1].clamp_(min=20)
+            visualizer.draw_texts(
+                labels,
+                corners,
+                font_sizes=12,
+                colors='white',
+                vertical_alignments='bottom',
+                bboxes=dict(facecolor='black', alpha=0.7, pad=1, edgecolor='none'),
+            )
+        frame = dict(borderType=cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        drawings.append(cv2.copyMakeBorder(visualizer.get_image(), 4, 4, 4, 4, **frame))
+    rows = [np.hstack(drawings[i : i + 4]) for i in range(0, len(drawings), 4)]
+    beside = out.with_name(f'.{out.name}')
+    cv2.imwrite(str(beside), np.vstack(rows)[..., ::-1])
+    os.replace(beside, out)
+
+
+def result_table(pretrained: dict, finetuned: dict[str, dict]) -> str:
+    """Format the scores of tools/test.py as a table."""
+    rows = [('', 'top-1', 'box AP', 'box AP50', 'mask AP', 'mask AP50')]
+    rows.append(('KWResNet18 1x', f'{pretrained["accuracy/top1"]:.1f} %', '', '', '', ''))
+    for name, scores in finetuned.items():
+        keys = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50')
+        rows.append((name, '', *(f'{scores[f"coco/{key}"]:.3f}' for key in keys)))
+    return '\n'.join(
+        f'  {name:<34}' + ''.join(f'{value:>11}' for value in values) for name, *values in rows
+    )
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Do all steps and say what came out."""
+    begin = time.monotonic()
+    data, out = Path(args.data_root), Path(args.work_dir)
+    settings = QUICK_DATA if args.quick else DigitsSettings()
+
+    with step(f'1/4  Making digits and scenes in {data}'):
+        if not make_digits(data, settings):
+            say('  they are there already')
+    made_from = [asdict(settings)]
+    digits, scenes = {}, {'test_evaluator.ann_file': data / 'coco/annotations/instances_val.json'}
+    for split in ('train', 'test'):
+        digits[f'{split}_dataloader.dataset.data_root'] = data / 'imagenet'
+        scenes[f'{split}_dataloader.dataset.data_root'] = data / 'coco'
+        if args.quick:
+            digits[f'{split}_dataloader.dataset.indices'] = QUICK_DIGITS
+
+    with step('2/4  Pretraining KWResNet18 1x on digits; the temperature falls from 1 to 0'):
+        classifier, top1 = train_and_test(
+            out / 'pretrain', CLASSIFIER, digits, {}, made_from, args.fresh
+        )
+    start_key = 'model.backbone.init_cfg'
+    with step('3/4  Fine-tuning Mask R-CNN from it on scenes; the temperature is held at 0'):
+        detector, scores = train_and_test(
+            out / 'finetune',
+            DETECTOR,
+            scenes,
+            {f'{start_key}.checkpoint': classifier['checkpoint']},
+            [*made_from, classifier['made']],
+            args.fresh,
+        )
+    curves = {'loss': out / 'finetune'}
+    table = {'Mask R-CNN from it': scores}
+    if args.from_scratch:
+        with step('3/4  The same from random weights, for comparison'):
+            _, scores = train_and_test(
+                out / 'from-scratch', DETECTOR, scenes, {start_key: None}, made_from, args.fresh
+            )
+        curves = {'loss, pretrained': out / 'finetune', 'loss, random start': out / 'from-scratch'}
+        table['Mask R-CNN from random weights'] = scores
+
+    pictures = out / 'predictions.png', out / 'training.png'
+    with step('4/4  Drawing'):
+        draw_predictions(
+            DETECTOR,
+            detector['checkpoint'],
+            sorted((data / 'coco/val').glob('*.png'))[:8],
+            pictures[0],
+        )
+        plot_logs(
+            {'Pretraining': {'loss': out / 'pretrain'}, 'Fine-tuning Mask R-CNN': curves},
+            pictures[1],
+        )
+
+    say(f'\n{result_table(top1, table)}\n')
+    say(f'  boxes and masks      {pictures[0]}')
+    say(f'  loss, temperature    {pictures[1]}')
+    say(f'  took                 {minutes(time.monotonic() - begin)}\n')
+    say('Next, the real thing, with ImageNet in data/imagenet and 8 GPUs:')
+    say(f'  bash {os.path.relpath(TOOLS / "dist_train.sh")} {NEXT} 8')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description='Pretrain, fine-tune and evaluate KernelWarehouse on handwritten digits.'
+    )
+    parser.add_argument(
+        '--data-root', default='data/digits', help='folder of the data (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--work-dir', default='work_dirs/demo', help='folder of the results (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--from-scratch',
+        action='store_true',
+        help='fine-tune from random weights as well, to see what pretraining gives',
+    )
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='a few images only, to see that everything works; the scores mean nothing',
+    )
+    parser.add_argument(
+        '--fresh', action='store_true', help='train and evaluate again what is finished already'
+    )
+    args = parser.parse_args()
+    try:
+        run_demo(args)
+    except KeyboardInterrupt:
+        parser.exit(130, '\ninterrupted; the same command goes on where this one stopped\n')
+    except (DemoError, OSError, ValueError, ModuleNotFoundError) as error:
+        parser.exit(1, f'\nerror: {error}\n')
+
+
+if __name__ == '__main__':
+    main()
