@@ -190,7 +190,10 @@ def train_and_test(
         folder,
         settings,
         fresh,
-        lambda folder: dict(checkpoint=(folder / 'last_checkpoint').read_text().strip()),
+        lambda folder: dict(
+            # Relative, as --cfg-options drops the spaces that the folders above may have.
+            checkpoint=os.path.relpath((folder / 'last_checkpoint').read_text().strip())
+        ),
     )
     tested = run_once(
         command('test', trained['checkpoint'], **data),
@@ -266,6 +269,12 @@ def run_demo(args: argparse.Namespace) -> None:
     """Do all steps and say what came out."""
     begin = time.monotonic()
     data, out = Path(args.data_root), Path(args.work_dir)
+    for option, folder in ('--data-root', data), ('--work-dir', out):
+        if re.search(r'[\s,]', str(folder)):
+            raise DemoError(
+                f'{option} {str(folder)!r} has a space or a comma in it, which MMEngine drops from '
+                f'--cfg-options; choose a folder without, or go there and name it relative to it'
+            )
     settings = QUICK_DATA if args.quick else DigitsSettings()
 
     with step(f'1/4  Making digits and scenes in {data}'):

@@ -26,6 +26,8 @@ def run_demo(folder, *options):
 
 @pytest.mark.slow
 def test_quick_demo_from_nothing_and_again(tmp_path):
+    tmp_path = tmp_path / 'a folder'
+    tmp_path.mkdir()
     first = run_demo(tmp_path, '--quick', '--from-scratch')
     assert first.returncode == 0, first.stdout + first.stderr
     rows = {
@@ -63,6 +65,13 @@ def test_foreign_data_folder_is_reported_in_one_line(tmp_path):
     assert run.returncode == 1
     assert run.stderr.strip().startswith('error: photos exists and was not made by')
     assert 'Traceback' not in run.stderr
+
+
+def test_folder_that_a_config_option_cannot_name_is_refused(tmp_path):
+    run = run_demo(tmp_path, '--work-dir', 'my results')
+    assert run.returncode == 1
+    assert "error: --work-dir 'my results' has a space or a comma in it" in run.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_failing_tool_is_reported_with_command_and_end_of_output(tmp_path):
