@@ -152,8 +152,9 @@ def _as_mmpretrain_arguments(kwargs: dict) -> dict:
         if value is not None:
             raise ValueError(f'KWResNet cannot take {name}={value!r}: {fix}')
     kwargs.pop('stage_with_dcn', None)
-    # None means the default in mmdet.
-    for name in ('stem_channels', 'init_cfg'):
-        if name in kwargs and kwargs[name] is None:
-            del kwargs[name]
+    # What None means in mmdet.
+    if 'init_cfg' in kwargs and kwargs['init_cfg'] is None:
+        del kwargs['init_cfg']
+    if 'stem_channels' in kwargs and kwargs['stem_channels'] is None:
+        kwargs['stem_channels'] = kwargs.get('base_channels', 64)
     return kwargs

@@ -170,6 +170,13 @@ def test_arguments_of_an_mmdet_config():
     assert [y.shape[1] for y in backbone(torch.zeros(1, 3, 64, 64))] == [256, 512, 1024, 2048]
 
 
+def test_none_means_what_it_means_in_mmdet():
+    arguments = dict(depth=18, base_channels=16, stem_channels=None, init_cfg=None)
+    kw, plain = KWResNet(**arguments), MMDetResNet(**arguments)
+    assert kw.conv1.weight.shape == plain.conv1.weight.shape
+    assert kw.init_cfg[0]['type'] == plain.init_cfg[0]['type'] == 'Kaiming'
+
+
 def trainable(module):
     return {parameter.requires_grad for parameter in module.parameters()}
 

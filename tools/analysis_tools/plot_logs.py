@@ -66,7 +66,8 @@ def plot_logs(panels: dict[str, dict[str, str | os.PathLike]], out: str | os.Pat
         axis.grid(alpha=0.25)
         if temperature is not None:
             right = axis.twinx()
-            right.plot(*temperature, color=TEMPERATURE_COLOUR, linestyle='--')
+            # Not clipped, as it would be half hidden at 0.
+            right.plot(*temperature, color=TEMPERATURE_COLOUR, linestyle='--', clip_on=False)
             right.set_ylim(0, 1.05)
             right.set_ylabel('temperature', color=TEMPERATURE_COLOUR)
             right.tick_params(axis='y', colors=TEMPERATURE_COLOUR)
