@@ -66,8 +66,9 @@ def plot_logs(panels: dict[str, dict[str, str | os.PathLike]], out: str | os.Pat
         axis.grid(alpha=0.25)
         if temperature is not None:
             right = axis.twinx()
-            # Not clipped, as it would be half hidden at 0.
-            right.plot(*temperature, color=TEMPERATURE_COLOUR, linestyle='--', clip_on=False)
+            # Above the frame, which would hide it at 0.
+            style = dict(color=TEMPERATURE_COLOUR, linestyle='--', clip_on=False, zorder=3)
+            right.plot(*temperature, **style)
             right.set_ylim(0, 1.05)
             right.set_ylabel('temperature', color=TEMPERATURE_COLOUR)
             right.tick_params(axis='y', colors=TEMPERATURE_COLOUR)
