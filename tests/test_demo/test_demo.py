@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_failing_tool_is_reported_with_command_and_end_of_output(tmp_path):
         run_tool([sys.executable, '-c', code], tmp_path / 'log')
     message = str(failure.value)
     assert 'exit code 1' in message
-    assert f"{sys.executable} -c 'import sys;" in message
+    assert f"{shlex.quote(sys.executable)} -c 'import sys;" in message
     assert 'no such thing' in message and 'line 99' in message and 'line 50' not in message
     assert 'line 50' in (tmp_path / 'log').read_text()
 
