@@ -133,14 +133,6 @@ class KernelAttention(nn.Module):
                 beta[mixture, cell] = 1
         self.register_buffer('beta', beta, persistent=False)
 
-    def reset_parameters(self) -> None:
-        """Initialise anew: linears as :class:`AttentionLinear` says, norm 1, all biases 0."""
-        for module in self.children():
-            if hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
-        if self.fc3 is not None:
-            nn.init.zeros_(self.basis_bias)
-
     def forward(self, pooled: Tensor, temperature: Tensor) -> Tensor:
         """Attentions for globally averaged inputs.
 

@@ -87,14 +87,6 @@ class _KWLayer(nn.Module):
             self._attention_in_channels, partition, **attention_options
         )
 
-    def reset_parameters(self) -> None:
-        """Initialise the attention, the layer's own cells and the bias (0) anew."""
-        if self.attention is not None:
-            self.attention.reset_parameters()
-            self.warehouse.reset_cells(self.partition)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
     def _mix(self, pooled: Tensor) -> tuple[Tensor, Tensor, KernelPartition]:
         """Attentions for the pooled input, with the cells that they weight."""
         if self.attention is None:
