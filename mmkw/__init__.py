@@ -6,7 +6,7 @@ checkpoint loader, so that configs need nothing but ``custom_imports=dict(import
 
 from mmengine.registry import MODELS
 
-from . import backbones, checkpoints, hooks
+from . import backbones, checkpoints, heads, hooks
 from .kernel_warehouse import (
     KWConv1d,
     KWConv2d,
@@ -34,6 +34,7 @@ __all__ = [
     'backbones',
     'checkpoints',
     'get_temperature',
+    'heads',
     'hooks',
     'set_temperature',
 ]

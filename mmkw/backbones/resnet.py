@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ResNet
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
@@ -10,7 +9,8 @@ from torch import nn
 
 from ..kernel_warehouse.layers import CellRatio, NormLayer, default_cell_ratio
 from ..kernel_warehouse.partition import Ratio, as_fraction
-from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan, freeze_idle_warehouses
+from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
+from .base import WarehouseBackbone, set_drop_path
 
 # What mmdet.ResNet takes and mmpretrain.ResNet does not, with the fix for those who use it.
 _MMDET_ONLY = {
@@ -21,7 +21,7 @@ _MMDET_ONLY = {
 
 
 @MODELS.register_module()
-class KWResNet(ResNet):
+class KWResNet(WarehouseBackbone, ResNet):
     """ResNet with KernelWarehouse convolutions, for classification and detection.
 
     A drop-in for ``mmpretrain.ResNet`` and ``mmdet.ResNet``: it takes their arguments with the
@@ -78,10 +78,8 @@ class KWResNet(ResNet):
             )
         super().__init__(depth, **_as_mmpretrain_arguments(kwargs))
         if constant_drop_path:
-            rate = kwargs.get('drop_path_rate', 0.0)
-            for stage in self.res_layers:
-                for block in getattr(self, stage):
-                    block.drop_path = DropPath(rate)
+            blocks = (block for stage in self.res_layers for block in getattr(self, stage))
+            set_drop_path(blocks, kwargs.get('drop_path_rate', 0.0))
         if budget is None:
             return
         if cell_ratio is None:
@@ -98,24 +96,6 @@ class KWResNet(ResNet):
             norm_layer=norm_layer,
         )
         apply_plan(self, plan)
-        self._freeze_stages()
-
-    def _freeze_stages(self) -> None:
-        super()._freeze_stages()
-        freeze_idle_warehouses(self)
-
-    def train(self, mode: bool = True) -> KWResNet:
-        """Set the mode, keeping frozen stages and, with ``norm_eval``, norms as they are."""
-        super().train(mode)
-        return self  # which MMPretrain's ResNet forgets
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Layer-wise learning rates: a warehouse has the depth of its stage's first block."""
-        cells = prefix + 'warehouses.'
-        if param_name.startswith(cells):
-            stage, _, name = param_name[len(cells) :].partition('.')
-            param_name = f'{prefix}{stage}.0.{name}'
-        return super().get_layer_depth(param_name, prefix)
 
 
 def resnet_plan(network: ResNet, **options) -> Plan:

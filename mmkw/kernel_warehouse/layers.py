@@ -56,6 +56,7 @@ class _KWLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(kernel_shape[0])) if bias else None
         self.attention: KernelAttention | None = None
         self.partition: KernelPartition | None = None
+        self._name: str | None = None
         if budget is not None:
             cell_ratio = default_cell_ratio(budget) if cell_ratio is None else cell_ratio
             name = type(self).__name__
@@ -66,19 +67,21 @@ class _KWLayer(nn.Module):
             self._set_partition(partition.kernels[name], reduction=reduction, norm_layer=norm_layer)
 
     def share_warehouse(
-        self, warehouse: Warehouse, partition: KernelPartition, **attention_options
+        self, warehouse: Warehouse, partition: KernelPartition, name: str, **attention_options
     ) -> None:
         """Draw on a warehouse that another module owns, with a new attention.
 
         Args:
             warehouse: holds the cells and the temperature.
             partition: this layer's mixtures and own cells.
+            name: the layer's name in the network, for error messages.
             attention_options: ``reduction``, ``norm_layer`` and ``basis_ratio`` of
                 :class:`KernelAttention`.
         """
         self._modules.pop('warehouse', None)
         # A plain attribute, not a submodule: a state dict must hold shared cells only once.
         object.__setattr__(self, 'warehouse', warehouse)
+        self._name = name
         self._set_partition(partition, **attention_options)
 
     def _set_partition(self, partition: KernelPartition, **attention_options) -> None:
@@ -97,6 +100,16 @@ class _KWLayer(nn.Module):
         cells = self.warehouse.cells
         attention = self.attention(pooled, self.warehouse.temperature)
         return attention.to(cells.dtype), cells, self.partition
+
+    def __getattr__(self, name: str):
+        if name == 'weight':
+            layer = type(self).__name__ if self._name is None else f'layer {self._name!r}'
+            raise AttributeError(
+                f'{layer} has no weight to read: its forward mixes another kernel for every '
+                f'input. A layer of which the network reads the weight has to stay plain; leave it '
+                f'out of the plan'
+            )
+        return super().__getattr__(name)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Non-strict loading, MMEngine's default, would leave the layer with random cells.

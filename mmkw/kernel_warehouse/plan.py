@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
@@ -24,8 +25,9 @@ class WarehouseConfig:
     """One warehouse of a plan.
 
     Attributes:
-        layers: names of the modules that share the warehouse, in any order; cells are given out
-            in the order in which the modules stand in the network.
+        layers: names of the layers that share the warehouse, or patterns of such names, see
+            :func:`match_layers`, in any order; cells are given out in the order in which the
+            layers stand in the network.
         budget: ``b``, cells per linear mixture. Defaults to 1.
         cell_ratio: cell channels relative to the greatest common divisors of the layers', one
             number or (output, input). Defaults to 1.
@@ -55,6 +57,46 @@ class Warehouses(nn.ModuleDict):
         return x
 
 
+def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
+    """Find the layers that names or patterns mean.
+
+    Args:
+        network: the network to search.
+        patterns: names of layers, or shell-style patterns (``*``, ``?``, ``[...]``; ``*`` also
+            matches dots) that match whole names of convolutions and linear layers and pass over
+            all other modules.
+
+    Returns:
+        The pattern that matched, for each layer's name, in network order.
+
+    Raises:
+        ValueError: if a pattern matches nothing, two match the same layer, or a module is named
+            that is neither a convolution nor a linear layer.
+    """
+    modules = dict(network.named_modules())
+    layers = [name for name, module in modules.items() if _is_layer(module)]
+    matches: dict[str, str] = {}
+    for pattern in patterns:
+        if pattern in modules:
+            _kernel_shape(pattern, modules[pattern])
+            found = [pattern]
+        else:
+            found = [name for name in layers if fnmatchcase(name, pattern)]
+        if not found:
+            raise ValueError(
+                f'{pattern!r} matches no convolution or linear layer of '
+                f'{type(network).__name__}; it has {_shortened(layers)}'
+            )
+        for name in found:
+            if name in matches:
+                raise ValueError(
+                    f'layer {name!r} is matched by {matches[name]!r} and again by {pattern!r}; '
+                    f'name each layer once'
+                )
+            matches[name] = pattern
+    return {name: matches[name] for name in layers if name in matches}
+
+
 def partition_network(network: nn.Module, plan: Plan) -> dict[str, WarehousePartition]:
     """Work out a plan's cell shapes, ``n``, ``m`` and first cells, changing nothing.
 
@@ -63,27 +105,22 @@ def partition_network(network: nn.Module, plan: Plan) -> dict[str, WarehousePart
         plan: a :class:`WarehouseConfig` for each warehouse, by name.
 
     Raises:
-        ValueError: if the plan names a layer that is not there, is no convolution or linear
-            layer, or is named twice; or if layers cannot share a warehouse as configured.
+        ValueError: if a name or pattern of the plan matches nothing, no convolution or linear
+            layer, or a layer that another one matches; or if layers cannot share a warehouse as
+            configured.
     """
     users: dict[str, str] = {}
+    kernel_shapes: dict[str, dict[str, tuple]] = {}
     for warehouse, config in plan.items():
-        for layer in config.layers:
-            if layer in users:
+        kernel_shapes[warehouse] = {}
+        for name in match_layers(network, config.layers):
+            if name in users:
                 raise ValueError(
-                    f'layer {layer!r} is in warehouse {users[layer]!r} and again in '
+                    f'layer {name!r} is in warehouse {users[name]!r} and again in '
                     f'{warehouse!r}; name each layer once'
                 )
-            users[layer] = warehouse
-
-    kernel_shapes: dict[str, dict[str, tuple]] = {warehouse: {} for warehouse in plan}
-    for name, module in network.named_modules():
-        if name in users:
-            kernel_shapes[users.pop(name)][name] = _kernel_shape(name, module)
-    if users:
-        raise ValueError(
-            f'the plan names layers that {type(network).__name__} does not have: {sorted(users)}'
-        )
+            users[name] = warehouse
+            kernel_shapes[warehouse][name] = _kernel_shape(name, network.get_submodule(name))
     partitions = {}
     for warehouse, config in plan.items():
         try:
@@ -101,9 +138,9 @@ def partition_network(network: nn.Module, plan: Plan) -> dict[str, WarehousePart
 def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
     """Turn a network into its KernelWarehouse form, in place.
 
-    Puts KW layers in the places of those that the plan names and adds their warehouses as
+    Puts new KW layers in the places of those that the plan names and adds their warehouses as
     ``network.warehouses``, an ``nn.ModuleDict``, on the device and of the type of the replaced
-    layers. Names of all other modules stay, and so do the static biases of the replaced layers.
+    layers. Where these were frozen, so are the new layers. Names of all other modules stay.
 
     Args:
         network: the plain network; layers may also be KW layers made with ``budget=None``.
@@ -121,6 +158,7 @@ def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
             f'applied once'
         )
     partitions = partition_network(network, plan)
+    places = _places(network)
     network.warehouses = Warehouses(
         {name: Warehouse(partition) for name, partition in partitions.items()}
     )
@@ -130,19 +168,21 @@ def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
             plain = layer = network.get_submodule(layer_name)
             if not isinstance(layer, _KWLayer):
                 layer = _KW_LAYERS[type(plain)].replacing(plain)
-                layer.bias = plain.bias
-                parent, _, child = layer_name.rpartition('.')
-                setattr(network.get_submodule(parent), child, layer)
+                for parent, child in places[plain]:
+                    setattr(parent, child, layer)
             layer.share_warehouse(
                 warehouse,
                 partition,
+                layer_name,
                 reduction=config.reduction,
                 norm_layer=config.norm_layer,
                 basis_ratio=config.basis_ratio,
             )
             if layer is not plain:
                 layer.train(plain.training).to(plain.weight)
+                layer.requires_grad_(plain.weight.requires_grad)
                 warehouse.to(plain.weight)
+    freeze_idle_warehouses(network)
     return network
 
 
@@ -160,14 +200,34 @@ def freeze_idle_warehouses(network: nn.Module) -> None:
             warehouse.requires_grad_(False)
 
 
+def _places(network: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    """Parent and attribute of each module; several where a network uses it under more names."""
+    places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for parent in network.modules():
+        for child, module in parent._modules.items():
+            if module is not None:
+                places.setdefault(module, []).append((parent, child))
+    return places
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a plan can name the module."""
+    return type(module) in _KW_LAYERS or (isinstance(module, _KWLayer) and module.partition is None)
+
+
 def _kernel_shape(name: str, module: nn.Module) -> tuple:
-    if isinstance(module, _KWLayer) and module.partition is None:
+    if not _is_layer(module):
+        raise ValueError(
+            f'layer {name!r} is a {type(module).__name__}; a plan takes plain '
+            f'{", ".join(kind.__name__ for kind in _KW_LAYERS)} and KW layers with budget=None'
+        )
+    if isinstance(module, _KWLayer):
         return module.kernel_shape
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear):
         return (*module.weight.shape, 1)
-    if type(module) in _KW_LAYERS:
-        return tuple(module.weight.shape)
-    raise ValueError(
-        f'layer {name!r} is a {type(module).__name__}; a plan takes plain '
-        f'{", ".join(kind.__name__ for kind in _KW_LAYERS)} and KW layers with budget=None'
-    )
+    return tuple(module.weight.shape)
+
+
+def _shortened(names: Sequence[str], limit: int = 12) -> str:
+    shown = ', '.join(names[:limit]) or 'none'
+    return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'

@@ -35,7 +35,6 @@ PLAN = {'body': WarehouseConfig(['1.0', '2'], budget=2), 'head': WarehouseConfig
 def test_apply_plan_replaces_the_named_layers_only():
     plain = make_network()
     expected = partition_network(plain, PLAN)
-    bias = plain[1][0].bias
     network = apply_plan(plain, PLAN)
     assert network is plain
     kinds = {name: type(module) for name, module in network.named_modules()}
@@ -45,7 +44,7 @@ def test_apply_plan_replaces_the_named_layers_only():
         KWConv2d,
         KWLinear,
     )
-    assert network[1][0].bias is bias and network[2].bias is None
+    assert not network[1][0].bias.any() and network[2].bias is None
     for name, warehouse in network.warehouses.items():
         partition = expected[name]
         assert warehouse.cells.shape == (partition.num_cells, *partition.cell_shape)
@@ -53,6 +52,56 @@ def test_apply_plan_replaces_the_named_layers_only():
     names = set(network.state_dict())
     assert {'warehouses.body.cells', 'warehouses.body.temperature'} <= names
     assert not any('warehouse.' in name for name in names), 'shared cells are stored once'
+
+
+def test_patterns_match_layers_only():
+    plan = {'most': WarehouseConfig(['1.*', '[02]']), 'head': WarehouseConfig(['4'])}
+    partitions = partition_network(make_network(), plan)
+    assert list(partitions['most'].kernels) == ['0', '1.0', '2']
+    assert partitions['most'].kernels == partition_network(
+        make_network(), {'most': WarehouseConfig(['2', '0', '1.0'])}
+    )['most'].kernels
+
+
+class Twice(nn.Module):
+    """Uses one convolution under two names, and reads the weight of a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.second(self.first(x)).mean((2, 3))
+        return nn.functional.linear(x, self.linear.weight)
+
+
+def test_layers_of_two_names_are_replaced_under_both():
+    network = apply_plan(Twice(), {'all': WarehouseConfig(['first'])}).eval()
+    assert network.first is network.second and isinstance(network.first, KWConv2d)
+    assert network(torch.zeros(2, 8, 5, 5)).shape == (2, 8)
+
+
+def test_reading_the_weight_of_a_kw_layer_names_it():
+    network = apply_plan(Twice(), {'all': WarehouseConfig(['linear'])})
+    with pytest.raises(AttributeError, match=r"layer 'linear' has no weight to read.* leave it out"):
+        network(torch.zeros(2, 8, 5, 5))
+    assert not hasattr(network.linear, 'weight'), 'which initialisers ask for'
+    with pytest.raises(AttributeError, match='KWConv2d has no weight'):
+        _ = KWConv2d(8, 8, 1).weight
+
+
+def test_frozen_layers_stay_frozen():
+    network = make_network()
+    network[1].requires_grad_(False)
+    network[4].requires_grad_(False)
+    apply_plan(network, PLAN)
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        name
+        for name, _ in network.named_parameters()
+        if name.startswith(('1.', '4.', 'warehouses.head.'))
+    }, 'the warehouse of the body has a layer that trains'
 
 
 def test_apply_plan_keeps_type_device_and_mode():
@@ -121,7 +170,9 @@ def test_amp_keeps_the_sum_of_attentions_in_float32():
 @pytest.mark.parametrize(
     ('plan', 'message'),
     [
-        ({'a': WarehouseConfig(['5'])}, r"does not have: \['5'\]"),
+        ({'a': WarehouseConfig(['5'])}, r"'5' matches no .* of Sequential; it has 0, 1.0, 2, 4"),
+        ({'a': WarehouseConfig(['x*'])}, r"'x\*' matches no .* of Sequential; it has 0, 1.0, 2, 4"),
+        ({'a': WarehouseConfig(['?', '2'])}, r"'2' is matched by '\?' and again by '2'"),
         ({'a': WarehouseConfig(['2']), 'b': WarehouseConfig(['2'])}, "'2' is in warehouse 'a' and"),
         ({'a': WarehouseConfig(['1.1'])}, "layer '1.1' is a BatchNorm2d; a plan takes plain"),
         ({'a': WarehouseConfig(['2', '4'])}, r"warehouse 'a': kernels of \[1, 2\] spatial"),

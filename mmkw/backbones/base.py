@@ -1,0 +1,58 @@
+"""What the backbones with warehouses have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mmcv.cnn.bricks import DropPath
+from torch import nn
+
+from ..kernel_warehouse.layers import _KWLayer
+from ..kernel_warehouse.plan import freeze_idle_warehouses
+
+
+class WarehouseBackbone:
+    """Mixin before a plain backbone of MMPretrain, whose layers a plan has replaced.
+
+    A frozen stage freezes its attentions, as they stand in it; a warehouse freezes when all the
+    layers that use it are frozen.
+    """
+
+    def _freeze_stages(self) -> None:
+        super()._freeze_stages()
+        freeze_idle_warehouses(self)
+
+    def train(self, mode: bool = True) -> WarehouseBackbone:
+        """Set the mode, keeping frozen stages and, with ``norm_eval``, norms as they are."""
+        super().train(mode)
+        return self  # which MMPretrain's backbones forget
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer-wise learning rates: a warehouse has the depth of the first layer that uses it.
+
+        Raises:
+            NotImplementedError: if the plain backbone does not know the depths of its layers.
+        """
+        if not hasattr(super(), 'get_layer_depth'):
+            raise NotImplementedError(
+                f'{type(self).__name__} has no layer-wise learning rates, because its plain '
+                f'backbone says nothing about the depth of its layers'
+            )
+        cells = prefix + 'warehouses.'
+        if param_name.startswith(cells):
+            name = param_name[len(cells) :].partition('.')[0]
+            param_name = f'{prefix}{self._first_user(name)}.cells'
+        return super().get_layer_depth(param_name, prefix)
+
+    def _first_user(self, warehouse: str) -> str:
+        return next(
+            name
+            for name, layer in self.named_modules()
+            if isinstance(layer, _KWLayer) and layer.warehouse is self.warehouses[warehouse]
+        )
+
+
+def set_drop_path(blocks: Iterable[nn.Module], rate: float) -> None:
+    """Make all blocks drop their path with the same rate, as the released models do."""
+    for block in blocks:
+        block.drop_path = DropPath(rate)

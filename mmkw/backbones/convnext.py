@@ -1,0 +1,126 @@
+"""ConvNeXt whose convolutions mix their kernels from warehouses shared by a few blocks."""
+
+from __future__ import annotations
+
+from mmengine.registry import MODELS
+from mmpretrain.models.backbones import ConvNeXt
+from torch import nn
+
+from ..kernel_warehouse.layers import NormLayer, default_cell_ratio
+from ..kernel_warehouse.partition import Ratio, as_fraction
+from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
+from .base import WarehouseBackbone, set_drop_path
+
+
+@MODELS.register_module()
+class KWConvNeXt(WarehouseBackbone, ConvNeXt):
+    """ConvNeXt with KernelWarehouse convolutions, for classification and detection.
+
+    A drop-in for ``mmpretrain.ConvNeXt``: the same arguments, shapes and module names. All
+    convolutions are KernelWarehouse ones, the stem and the downsampling layers included; see
+    :func:`convnext_plan` for which of them share.
+
+    With the defaults the networks are those of the paper's tables. The released model is
+    ``blocks_per_warehouse=None, reduction=1/16``.
+
+    Args:
+        arch (str | dict): as in MMPretrain; the paper's is ``'tiny'``, the default.
+        budget (float | str | None): ``b``, convolutional parameters relative to the plain
+            network. ``None`` builds the plain network. Defaults to 1.
+        blocks_per_warehouse (int | None): how many successive blocks of a stage share their
+            warehouses; ``None`` for all blocks of a stage. Defaults to 3, by which the third
+            stage of ``'tiny'`` counts as three.
+        reduction (float): hidden width of the attentions relative to the layer's input channels.
+            Defaults to 1/32.
+        norm_layer (str | callable): norm of the attentions. Defaults to ``'LayerNorm'``.
+        constant_drop_path (bool): whether all blocks drop their path with ``drop_path_rate``, as
+            the released models do, instead of a rate that grows with depth. Defaults to False.
+        **kwargs: arguments of :class:`mmpretrain.models.ConvNeXt`.
+
+    Raises:
+        ValueError: on a budget that is no positive number or leaves no whole number of cells, or
+            if ``blocks_per_warehouse`` is no positive integer.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        budget: Ratio | None = 1,
+        blocks_per_warehouse: int | None = 3,
+        reduction: Ratio = 1 / 32,
+        norm_layer: NormLayer = 'LayerNorm',
+        constant_drop_path: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__(arch, **kwargs)
+        if constant_drop_path:
+            blocks = (block for stage in self.stages for block in stage)
+            set_drop_path(blocks, kwargs.get('drop_path_rate', 0.0))
+        if budget is not None:
+            plan = convnext_plan(self, budget, blocks_per_warehouse, reduction, norm_layer)
+            apply_plan(self, plan)
+
+
+def convnext_plan(
+    network: ConvNeXt,
+    budget: Ratio = 1,
+    blocks_per_warehouse: int | None = 3,
+    reduction: Ratio = 1 / 32,
+    norm_layer: NormLayer = 'LayerNorm',
+) -> Plan:
+    """The paper's sharing of warehouses in a ConvNeXt (Appendix A.3, Table 14).
+
+    ``blocks_per_warehouse`` successive blocks of a stage share two warehouses, one for their
+    depthwise and one for their pointwise convolutions. The stem and each downsampling layer have
+    one each. A budget below 1 is that of the pointwise convolutions, whose cells then have half
+    the greatest common divisors, and all others keep a budget of 1. A budget of 3/4 means the
+    paper's: 1/2 for the pointwise convolutions of the last two groups of blocks, 1 elsewhere.
+
+    Args:
+        network: a plain ConvNeXt of MMPretrain.
+        budget, blocks_per_warehouse, reduction, norm_layer: see :class:`KWConvNeXt`.
+
+    Raises:
+        ValueError: if ``budget`` is no positive number or ``blocks_per_warehouse`` no positive
+            integer.
+    """
+    budget = as_fraction('budget', budget)
+    if blocks_per_warehouse is not None and blocks_per_warehouse < 1:
+        raise ValueError(
+            f'blocks_per_warehouse must be a positive integer or None, for all blocks of a stage, '
+            f'but got {blocks_per_warehouse!r}'
+        )
+
+    def config(names: list[str], own_budget: Ratio) -> WarehouseConfig:
+        return WarehouseConfig(
+            names,
+            budget=own_budget,
+            cell_ratio=default_cell_ratio(own_budget),
+            reduction=reduction,
+            norm_layer=norm_layer,
+        )
+
+    plan = {}
+    for index, layers in enumerate(network.downsample_layers):
+        (name,) = (name for name, layer in layers.named_modules() if isinstance(layer, nn.Conv2d))
+        warehouse = f'downsample{index}' if index else 'stem'
+        plan[warehouse] = config([f'downsample_layers.{index}.{name}'], max(budget, 1))
+
+    groups = {}
+    for index, stage in enumerate(network.stages):
+        size = blocks_per_warehouse or len(stage)
+        for first in range(0, len(stage), size):
+            name = f'stage{index + 1}'
+            if len(stage) > size:
+                name += f'_blocks{first + 1}to{min(first + size, len(stage))}'
+            last = min(first + size, len(stage))
+            groups[name] = [f'stages.{index}.{block}' for block in range(first, last)]
+    for number, (group, blocks) in enumerate(groups.items()):
+        pointwise_budget = budget
+        if budget == as_fraction('budget', '3/4'):
+            pointwise_budget = '1/2' if number >= len(groups) - 2 else 1
+        depthwise = [f'{block}.depthwise_conv' for block in blocks]
+        pointwise = [f'{block}.pointwise_conv{i}' for block in blocks for i in (1, 2)]
+        plan[f'{group}_depthwise'] = config(depthwise, max(budget, 1))
+        plan[f'{group}_pointwise'] = config(pointwise, pointwise_budget)
+    return plan

@@ -1,0 +1,123 @@
+"""MobileNetV2 whose convolutions mix their kernels from the warehouses of their stages."""
+
+from __future__ import annotations
+
+from mmengine.registry import MODELS
+from mmpretrain.models.backbones import MobileNetV2
+from torch import nn
+
+from ..kernel_warehouse.layers import NormLayer, default_cell_ratio
+from ..kernel_warehouse.partition import Ratio, as_fraction
+from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
+from .base import WarehouseBackbone
+
+# The stage of each group of blocks, layer1 to layer7; the last convolution belongs to the last.
+_STAGES = (1, 2, 3, 4, 5, 6, 6)
+
+
+@MODELS.register_module()
+class KWMobileNetV2(WarehouseBackbone, MobileNetV2):
+    """MobileNetV2 with KernelWarehouse convolutions, for classification and detection.
+
+    A drop-in for ``mmpretrain.MobileNetV2``: the same arguments, shapes and module names. Cells
+    are in ``warehouses.stage<number>_<kind>.cells`` and ``warehouses.stem.cells``; see
+    :func:`mobilenet_v2_plan` for which layers share.
+
+    With the defaults the networks are the paper's. Its 1/2x models also have a KernelWarehouse
+    classifier: :class:`mmkw.heads.KWLinearClsHead`.
+
+    Args:
+        widen_factor (float): width multiplier; the paper's are 1.0 and 0.5. Defaults to 1.0.
+        budget (float | str | None): ``b``, convolutional parameters relative to the plain
+            network. ``None`` builds the plain network. Defaults to 1.
+        reduction (float | None): hidden width of the attentions relative to the layer's input
+            channels. Defaults to ``None``: 1/16 if the budget is at least 1, otherwise 1/32.
+        norm_layer (str | callable): norm of the attentions. Defaults to ``'BatchNorm1d'``.
+        **kwargs: arguments of :class:`mmpretrain.models.MobileNetV2`.
+
+    Raises:
+        ValueError: on a budget that is no positive number or leaves no whole number of cells.
+    """
+
+    def __init__(
+        self,
+        widen_factor: float = 1.0,
+        budget: Ratio | None = 1,
+        reduction: Ratio | None = None,
+        norm_layer: NormLayer = 'BatchNorm1d',
+        **kwargs,
+    ) -> None:
+        super().__init__(widen_factor, **kwargs)
+        if budget is not None:
+            apply_plan(self, mobilenet_v2_plan(self, budget, reduction, norm_layer))
+
+
+def mobilenet_v2_plan(
+    network: MobileNetV2,
+    budget: Ratio = 1,
+    reduction: Ratio | None = None,
+    norm_layer: NormLayer = 'BatchNorm1d',
+) -> Plan:
+    """The paper's sharing of warehouses in a MobileNetV2 (Appendix A.3, Table 14).
+
+    The seven groups of blocks make six stages, the last two being one; the first block of each
+    stage but the first belongs to the stage before, and the last convolution to the last stage.
+    The stem has a warehouse of its own. In each stage,
+
+    * budget 1: the depthwise convolutions share one and all pointwise convolutions another;
+    * budgets above 1: three, as pointwise convolutions that expand and those that reduce the
+      channels (the last convolution counts with these) are kept apart;
+    * budgets below 1: the budget, with cells of half the greatest common divisors, is that of the
+      last stage's pointwise convolutions, expanding and reducing ones apart. Other pointwise
+      convolutions are plain, and all depthwise ones and the stem have a budget of 1.
+
+    Args:
+        network: a plain MobileNetV2 of MMPretrain.
+        budget, reduction, norm_layer: see :class:`KWMobileNetV2`.
+    """
+    budget = as_fraction('budget', budget)
+    if reduction is None:
+        reduction = 1 / 16 if budget >= 1 else 1 / 32
+    layers: dict[str, list[str]] = {}
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        stage = _stage(name)
+        if stage is None:
+            warehouse = 'stem'
+        elif module.groups > 1:
+            warehouse = f'stage{stage}_depthwise'
+        elif budget == 1:
+            warehouse = f'stage{stage}_pointwise'
+        elif budget < 1 and stage != _STAGES[-1]:
+            continue
+        elif module.out_channels > module.in_channels and name != 'conv2.conv':
+            warehouse = f'stage{stage}_expand'
+        else:
+            warehouse = f'stage{stage}_reduce'
+        layers.setdefault(warehouse, []).append(name)
+
+    def config(warehouse: str, names: list[str]) -> WarehouseConfig:
+        is_pointwise = warehouse.endswith(('_pointwise', '_expand', '_reduce'))
+        own_budget = budget if is_pointwise else max(budget, 1)
+        return WarehouseConfig(
+            names,
+            budget=own_budget,
+            cell_ratio=default_cell_ratio(own_budget),
+            reduction=reduction,
+            norm_layer=norm_layer,
+        )
+
+    return {warehouse: config(warehouse, names) for warehouse, names in layers.items()}
+
+
+def _stage(name: str) -> int | None:
+    """The stage that a convolution belongs to; ``None`` for the stem."""
+    module, block, *_ = name.split('.')
+    if module == 'conv1':
+        return None
+    if module == 'conv2':
+        return _STAGES[-1]
+    group = int(module[len('layer') :])
+    is_first_block = block == '0' and group > 1
+    return _STAGES[group - 2] if is_first_block else _STAGES[group - 1]

@@ -1,0 +1,5 @@
+"""KernelWarehouse classifiers."""
+
+from .linear_cls_head import KWLinearClsHead
+
+__all__ = ['KWLinearClsHead']
