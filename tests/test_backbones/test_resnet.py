@@ -5,6 +5,7 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
+from kernels import assert_plain_at_temperature_1
 from mmdet.models.backbones import ResNet as MMDetResNet
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -85,48 +86,13 @@ def test_bottleneck_entry_of_stage_1_is_plain():
     assert backbone.layer2[0].conv2.stride == (2, 2)
 
 
-def copy_kernels(kw, plain, x):
-    """Give ``plain`` the kernels that ``kw`` assembles for ``x``, and all else that it shares."""
-    plain.load_state_dict(
-        {k: v for k, v in kw.state_dict().items() if k in plain.state_dict()}, strict=False
-    )
-    modules = dict(plain.named_modules())
-
-    def copy_kernel(name):
-        def hook(layer, inputs):
-            kernels = layer.kernels(inputs[0])
-            assert torch.equal(kernels, kernels[:1].expand_as(kernels)), 'one-to-one for any input'
-            modules[name].weight.data.copy_(kernels[0])
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(copy_kernel(name))
-        for name, module in kw.named_modules()
-        if isinstance(module, KWConv2d)
-    ]
-    with torch.no_grad():
-        outputs = kw(x)
-    for handle in handles:
-        handle.remove()
-    return outputs
-
-
 @pytest.mark.parametrize('depth', [18, 50])
 @pytest.mark.parametrize('plain_type', [MMPretrainResNet, MMDetResNet])
 def test_at_temperature_1_equals_the_plain_network(depth, plain_type):
     arguments = dict(depth=depth, base_channels=16, stem_channels=16, out_indices=(0, 1, 2, 3))
     torch.manual_seed(0)
-    kw, plain = KWResNet(**arguments).double().eval(), plain_type(**arguments).double()
-    plain.eval()
-    mmkw.set_temperature(kw, 1)
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    outputs = copy_kernels(kw, plain, x)
-    with torch.no_grad():
-        expected = plain(x)
-    assert len(outputs) == len(expected) == 4
-    for y, plain_y in zip(outputs, expected):
-        torch.testing.assert_close(y, plain_y, rtol=1e-10, atol=1e-12)
+    kw, plain = KWResNet(**arguments), plain_type(**arguments)
+    assert_plain_at_temperature_1(kw, plain, torch.randn(2, 3, 64, 64))
 
 
 def test_budget_none_is_the_plain_network():

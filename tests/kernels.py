@@ -1,0 +1,51 @@
+"""Comparing KW networks with the plain networks of the kernels that they assemble."""
+
+import torch
+
+import mmkw
+from mmkw.kernel_warehouse.layers import _KWLayer
+
+
+def copy_kernels(kw, plain, x):
+    """Give ``plain`` the kernels that ``kw`` assembles for ``x``, and all else that it shares.
+
+    Returns:
+        What ``kw`` makes of ``x``.
+    """
+    state_dict, wanted = kw.state_dict(), plain.state_dict()
+    plain.load_state_dict({k: v for k, v in state_dict.items() if k in wanted}, strict=False)
+    modules = dict(plain.named_modules())
+
+    def copy_kernel(name):
+        def hook(layer, inputs):
+            kernels = layer.kernels(inputs[0])
+            assert torch.equal(kernels, kernels[:1].expand_as(kernels)), 'one-to-one for any input'
+            modules[name].weight.data.copy_(kernels[0])
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(copy_kernel(name))
+        for name, module in kw.named_modules()
+        if isinstance(module, _KWLayer)
+    ]
+    assert handles, 'no KW layer to compare'
+    with torch.no_grad():
+        outputs = kw(x)
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def assert_plain_at_temperature_1(kw, plain, x):
+    """At temperature 1 a KW network is the plain one of its assembled kernels (float64)."""
+    for network in (kw, plain):
+        network.double().eval()
+    mmkw.set_temperature(kw, 1)
+    outputs = copy_kernels(kw, plain, x.double())
+    with torch.no_grad():
+        expected = plain(x.double())
+    assert len(outputs) == len(expected) > 0
+    for y, plain_y in zip(outputs, expected):
+        assert plain_y.std() > 0, 'nothing to compare'
+        torch.testing.assert_close(y, plain_y, rtol=1e-10, atol=1e-12)
