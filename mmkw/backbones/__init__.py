@@ -3,12 +3,16 @@
 from .convnext import KWConvNeXt, convnext_plan
 from .mobilenet_v2 import KWMobileNetV2, mobilenet_v2_plan
 from .resnet import KWResNet, resnet_plan
+from .vision_transformer import KWVisionTransformer, split_qkv, vision_transformer_plan
 
 __all__ = [
     'KWConvNeXt',
     'KWMobileNetV2',
     'KWResNet',
+    'KWVisionTransformer',
     'convnext_plan',
     'mobilenet_v2_plan',
     'resnet_plan',
+    'split_qkv',
+    'vision_transformer_plan',
 ]

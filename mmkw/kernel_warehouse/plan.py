@@ -12,7 +12,9 @@ from .layers import KWConv1d, KWConv2d, KWConv3d, KWLinear, NormLayer, _KWLayer
 from .partition import Ratio, WarehousePartition, partition_kernels
 from .warehouse import Warehouse
 
-_KW_LAYERS = {
+# What a plan puts in the place of a plain layer, by its type. A subclass may compute something
+# else, so those that do not have to be added.
+KW_LAYERS: dict[type[nn.Module], type[_KWLayer]] = {
     nn.Conv1d: KWConv1d,
     nn.Conv2d: KWConv2d,
     nn.Conv3d: KWConv3d,
@@ -167,7 +169,7 @@ def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
         for layer_name, partition in partitions[name].kernels.items():
             plain = layer = network.get_submodule(layer_name)
             if not isinstance(layer, _KWLayer):
-                layer = _KW_LAYERS[type(plain)].replacing(plain)
+                layer = KW_LAYERS[type(plain)].replacing(plain)
                 for parent, child in places[plain]:
                     setattr(parent, child, layer)
             layer.share_warehouse(
@@ -212,14 +214,15 @@ def _places(network: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a plan can name the module."""
-    return type(module) in _KW_LAYERS or (isinstance(module, _KWLayer) and module.partition is None)
+    return type(module) in KW_LAYERS or (isinstance(module, _KWLayer) and module.partition is None)
 
 
 def _kernel_shape(name: str, module: nn.Module) -> tuple:
     if not _is_layer(module):
         raise ValueError(
             f'layer {name!r} is a {type(module).__name__}; a plan takes plain '
-            f'{", ".join(kind.__name__ for kind in _KW_LAYERS)} and KW layers with budget=None'
+            f'{", ".join(sorted({kind.__name__ for kind in KW_LAYERS}))} and KW layers with '
+            f'budget=None'
         )
     if isinstance(module, _KWLayer):
         return module.kernel_shape
