@@ -6,8 +6,15 @@ import mmkw
 from mmkw.kernel_warehouse.layers import _KWLayer
 
 
+def kw_layers(network):
+    """The KW layers of a network, by name."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, _KWLayer)}
+
+
 def copy_kernels(kw, plain, x):
     """Give ``plain`` the kernels that ``kw`` assembles for ``x``, and all else that it shares.
+
+    The temperature must be 1, as kernels are then the same for all samples.
 
     Returns:
         What ``kw`` makes of ``x``.
@@ -26,8 +33,7 @@ def copy_kernels(kw, plain, x):
 
     handles = [
         module.register_forward_pre_hook(copy_kernel(name))
-        for name, module in kw.named_modules()
-        if isinstance(module, _KWLayer)
+        for name, module in kw_layers(kw).items()
     ]
     assert handles, 'no KW layer to compare'
     with torch.no_grad():

@@ -48,6 +48,9 @@ class KWMobileNetV2(WarehouseBackbone, MobileNetV2):
         **kwargs,
     ) -> None:
         super().__init__(widen_factor, **kwargs)
+        # MMPretrain freezes in train() only, which is after distributed training has looked at
+        # what there is to train.
+        self._freeze_stages()
         if budget is not None:
             apply_plan(self, mobilenet_v2_plan(self, budget, reduction, norm_layer))
 

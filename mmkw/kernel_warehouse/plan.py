@@ -58,6 +58,19 @@ class Warehouses(nn.ModuleDict):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # Non-strict loading, MMEngine's default, would leave warehouses with random cells.
+        keys = (key[len(prefix) :] for key in state_dict if key.startswith(prefix))
+        found = {key.partition('.')[0] for key in keys}
+        missing = [name for name in self if name not in found]
+        if found and missing:
+            raise ValueError(
+                f'the checkpoint has no {prefix}{missing[0]}.cells; its warehouses are '
+                f'{", ".join(sorted(found))}, those of the model {", ".join(self)}: layers share '
+                f'them in another way; set the arguments of the checkpoint in the config'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
     """Find the layers that names or patterns mean.

@@ -149,6 +149,14 @@ def test_state_dict_without_temperature_loads_strictly_as_0():
     assert get_temperature(target) == 0
 
 
+def test_state_dict_of_another_sharing_is_refused():
+    """Non-strict loading, MMEngine's default, included."""
+    other = {'body': PLAN['body'], 'classifier': PLAN['head']}
+    state_dict = apply_plan(make_network(), other).state_dict()
+    with pytest.raises(ValueError, match=r'no warehouses.head.cells; .* body, classifier, those'):
+        apply_plan(make_network(), PLAN).load_state_dict(state_dict, strict=False)
+
+
 def test_set_temperature_does_not_read_the_device():
     """On the meta device any read of a value raises, as a stand-in for a wait on a real one."""
     network = apply_plan(make_network(), PLAN).to('meta')

@@ -1,0 +1,5 @@
+_base_ = './_base_/deit-tiny_8xb128-300e.py'
+
+# budget=None is the plain VisionTransformer.
+model = dict(backbone=dict(budget=None))
+custom_hooks = []

@@ -1,0 +1,3 @@
+_base_ = './_base_/convnext-tiny_8xb512-300e.py'
+
+model = dict(backbone=dict(budget=1))

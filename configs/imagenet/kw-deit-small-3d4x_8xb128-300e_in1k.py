@@ -1,0 +1,3 @@
+_base_ = './_base_/deit-small_8xb128-300e.py'
+
+model = dict(backbone=dict(budget=0.75))

@@ -1,0 +1,5 @@
+_base_ = './_base_/mobilenet-v2_8xb32-150e.py'
+
+# budget=None is the plain MobileNetV2.
+model = dict(backbone=dict(budget=None))
+custom_hooks = []
