@@ -1,18 +1,53 @@
-"""Kernel assembling (Eqs. 2 and 3, Algorithm 1 part B) and each sample's convolution."""
+"""Kernel assembling (Eqs. 2 and 3, Algorithm 1 part B) and each sample's convolution.
+
+Three routes compute the same. The *reference* is the readable one: :func:`assemble_kernels`, then
+:func:`convolve_kernels`; the release does that. It keeps a kernel for every sample until the
+backward pass. The *lean* route assembles a few samples' kernels at a time, and again in the
+backward pass instead of keeping them. For small maps on the CPU, *responses* never assembles them.
+:func:`dynamic_conv` chooses one by shape and device; :func:`forced_route` takes a given one.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .partition import KernelPartition
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+ROUTES = ('reference', 'lean', 'responses')
+# Bytes of kernels that the lean route assembles at a time. More of them make better use of each
+# reading of the cells; fewer stay in the cache until they are used.
+_KERNEL_BYTES = {'cpu': 2**25, 'cuda': 2**29}
+_forced_route: str | None = None
+
+
+@contextmanager
+def forced_route(route: str) -> Iterator[None]:
+    """Compute all KW layers by one route, for comparisons and debugging; not for threads.
+
+    Args:
+        route: ``'reference'``, ``'lean'`` or ``'responses'``; layers that the latter does not
+            support take the reference.
+
+    Raises:
+        ValueError: if there is no such route.
+    """
+    if route not in ROUTES:
+        raise ValueError(f'route must be one of {ROUTES}, but got {route!r}')
+    global _forced_route
+    previous, _forced_route = _forced_route, route
+    try:
+        yield
+    finally:
+        _forced_route = previous
 
 
 def assemble_kernels(attention: Tensor, cells: Tensor, partition: KernelPartition) -> Tensor:
@@ -34,9 +69,11 @@ def assemble_kernels(attention: Tensor, cells: Tensor, partition: KernelPartitio
     mixtures = attention.matmul(cells.flatten(1))
     c_out, c_in = cells.shape[1:3]
     # The kernel size is made up of positions or of the cells' own spatial size, never of both.
-    mixtures = mixtures.view(len(attention), *partition.grid, c_out, c_in, cells[0, 0, 0].numel())
+    mixtures = mixtures.view(
+        attention.shape[0], *partition.grid, c_out, c_in, cells[0, 0, 0].numel()
+    )
     kernels = mixtures.permute(0, 2, 4, 3, 5, 1, 6)
-    return kernels.reshape(len(attention), *partition.kernel_shape)
+    return kernels.reshape(attention.shape[0], *partition.kernel_shape)
 
 
 def dynamic_conv(
@@ -73,11 +110,39 @@ def dynamic_conv(
     if all(size == 1 for size in partition.kernel_shape[2:]) and not any(padding):
         x = x[(..., *(slice(None, None, step) for step in stride))]
         geometry['stride'] = (1,) * len(stride)
-    if _prefers_responses(x, cells, partition, groups):
+    route = _choose_route(x, cells, partition, groups)
+    if route == 'responses':
         y = mix_responses(x, attention, cells, partition, **geometry)
+    elif route == 'lean':
+        y = _LeanConv.apply(x, attention, cells, partition, groups, *geometry.values())
     else:
         y = convolve_kernels(x, assemble_kernels(attention, cells, partition), groups, **geometry)
     return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - 2))
+
+
+def _choose_route(x: Tensor, cells: Tensor, partition: KernelPartition, groups: int) -> str:
+    can_mix_responses = groups == 1 and cells[0, 0, 0].numel() == 1
+    if _forced_route == 'responses' and not can_mix_responses:
+        return 'reference'
+    if _forced_route is not None:
+        return _forced_route
+    # A small map: kernels would be larger than the cells' responses to it. These take `input
+    # groups x pixels` products with all cells, kernels `m` of them and the memory for one kernel
+    # a sample. On two cores the former win up to twice as many products.
+    positions, out_groups, in_groups = partition.grid
+    is_small = in_groups * x[0, 0].numel() <= 2 * positions * out_groups
+    if can_mix_responses and is_small and x.device.type == 'cpu':
+        return 'responses'
+    return 'reference' if _is_transformed() else 'lean'
+
+
+# Unknown to PyTorch 2.1 and 2.2, whose compiler follows autograd functions by itself.
+_is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
+
+
+def _is_transformed() -> bool:
+    """Whether PyTorch records or transforms the computation, which wants plain operations."""
+    return _is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 def convolve_kernels(
@@ -90,8 +155,6 @@ def convolve_kernels(
 ) -> Tensor:
     """Convolve each sample with its own kernel, ``(N, out, in / groups, *kernel_size)``."""
     samples, _, *size = x.shape
-    if groups == 1 and kernels[0, 0, 0].numel() == 1 and not any(padding) and set(stride) == {1}:
-        return torch.bmm(kernels.flatten(2), x.flatten(2)).unflatten(2, size)
     # Samples side by side in the channels, each with groups of its own.
     y = _CONVOLUTIONS[len(size)](
         x.reshape(1, -1, *size),
@@ -104,19 +167,137 @@ def convolve_kernels(
     return y.view(samples, -1, *y.shape[2:])
 
 
-def _prefers_responses(x: Tensor, cells: Tensor, partition: KernelPartition, groups: int) -> bool:
-    """Whether the map is so small that kernels would be larger than the cells' responses to it.
+class _LeanConv(torch.autograd.Function):
+    """Each sample's convolution with kernels that are assembled when they are needed.
 
-    Responses take ``input groups x pixels`` products with all cells, kernels ``m`` of them and
-    the memory for one kernel a sample. On two cores the former win up to twice as many products.
+    With ``g`` the gradient of the kernels, laid out as mixtures ``(N, m, c_out c_in ...)``, and
+    ``e`` the cells, those of attentions and cells follow from Eq. 3: ``g e^T`` and
+    ``alpha^T g``, summed over the samples.
     """
-    positions, out_groups, in_groups = partition.grid
-    return (
-        x.device.type == 'cpu'
-        and groups == 1
-        and cells[0, 0, 0].numel() == 1
-        and in_groups * x[0, 0].numel() <= 2 * positions * out_groups
+
+    @staticmethod
+    def forward(
+        ctx, x, attention, cells, partition, groups, stride, padding, dilation
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, attention, cells)
+        ctx.partition, ctx.groups, ctx.geometry = partition, groups, (stride, padding, dilation)
+        outputs = []
+        for some in _portions(x, partition):
+            kernels = assemble_kernels(attention[some], cells, partition)
+            outputs.append(_convolve(x[some], kernels, groups, *ctx.geometry))
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        ctx.dtype = y.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        inputs = ctx.saved_tensors
+        # What autocast computed with, which is not on in the backward pass.
+        x, attention, cells = (tensor.to(ctx.dtype) for tensor in inputs)
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_attention = torch.empty_like(attention)
+        # Half precision would lose small summands.
+        sums = torch.promote_types(cells.dtype, torch.float32)
+        grad_cells = torch.zeros(cells.shape, dtype=sums, device=cells.device).flatten(1)
+        for some in _portions(x, ctx.partition):
+            kernels = assemble_kernels(attention[some], cells, ctx.partition)
+            grad_kernels = _convolve_backward(
+                grad_y[some], x[some], kernels, ctx.groups, *ctx.geometry,
+                None if grad_x is None else grad_x[some],
+            )  # fmt: skip
+            grad_mixtures = _as_mixtures(grad_kernels, cells, ctx.partition)
+            torch.matmul(grad_mixtures, cells.flatten(1).t(), out=grad_attention[some])
+            alpha = attention[some].flatten(0, 1)
+            grad_cells += alpha.t().mm(grad_mixtures.flatten(0, 1))
+        grads = (grad_x, grad_attention, grad_cells.view_as(cells))
+        grads = (g if g is None else g.to(tensor.dtype) for g, tensor in zip(grads, inputs))
+        return (*grads, None, None, None, None, None)
+
+
+def _portions(x: Tensor, partition: KernelPartition) -> Iterator[slice]:
+    """Samples whose kernels are assembled together."""
+    limit = _KERNEL_BYTES.get(x.device.type, _KERNEL_BYTES['cuda'])
+    size = max(limit // (math.prod(partition.kernel_shape) * x.element_size()), 1)
+    for first in range(0, len(x), size):
+        yield slice(first, first + size)
+
+
+def _convolve(x, kernels, groups, stride, padding, dilation) -> Tensor:
+    """As :func:`convolve_kernels`, by the operation that suits shapes and device."""
+    if _is_pointwise(kernels, groups, stride, padding):
+        if _is_channels_last(x):
+            pixels = x.movedim(1, -1).flatten(1, -2)
+            y = pixels.bmm(kernels.flatten(2).transpose(1, 2))
+            return y.unflatten(1, x.shape[2:]).movedim(-1, 1)
+        return kernels.flatten(2).bmm(x.flatten(2)).unflatten(2, x.shape[2:])
+    if _takes_samples_apart(x, groups):
+        conv = functools.partial(
+            _CONVOLUTIONS[x.dim() - 2], stride=stride, padding=padding, dilation=dilation
+        )
+        return torch.cat([conv(sample, kernel) for sample, kernel in zip(x.split(1), kernels)])
+    return convolve_kernels(x, kernels, groups, stride, padding, dilation)
+
+
+def _convolve_backward(
+    grad_y, x, kernels, groups, stride, padding, dilation, grad_x: Tensor | None
+) -> Tensor:
+    """The gradient of the kernels; that of ``x`` is written to ``grad_x``."""
+    if _is_pointwise(kernels, groups, stride, padding):
+        grad, weights = grad_y.flatten(2), kernels.flatten(2)
+        if grad_x is not None:
+            if _is_channels_last(x):
+                product = grad.transpose(1, 2).bmm(weights)
+                grad_x.copy_(product.unflatten(1, x.shape[2:]).movedim(-1, 1))
+            else:
+                torch.bmm(weights.transpose(1, 2), grad, out=grad_x.flatten(2))
+        return grad.bmm(x.flatten(2).transpose(1, 2)).view_as(kernels)
+
+    def backward(grad_y, x, kernel, groups):
+        return torch.ops.aten.convolution_backward(
+            grad_y, x, kernel, None, stride, padding, dilation, False,
+            [0] * len(stride), groups, [grad_x is not None, True, False],
+        )[:2]  # fmt: skip
+
+    if _takes_samples_apart(x, groups):
+        grad_kernels = torch.empty_like(kernels)
+        for i in range(len(x)):
+            of_x, of_kernel = backward(grad_y[i : i + 1], x[i : i + 1], kernels[i], groups)
+            grad_kernels[i] = of_kernel
+            if grad_x is not None:
+                grad_x[i] = of_x[0]
+        return grad_kernels
+    of_x, of_kernels = backward(
+        grad_y.reshape(1, -1, *grad_y.shape[2:]),
+        x.reshape(1, -1, *x.shape[2:]),
+        kernels.flatten(0, 1),
+        len(x) * groups,
     )
+    if grad_x is not None:
+        grad_x.copy_(of_x.view_as(x))
+    return of_kernels.view_as(kernels)
+
+
+def _as_mixtures(kernels: Tensor, cells: Tensor, partition: KernelPartition) -> Tensor:
+    """``(N, out_channels, in_channels / groups, *kernel_size)`` -> ``(N, m, cell elements)``."""
+    (positions, out_groups, in_groups), (c_out, c_in, *spatial) = partition.grid, cells.shape[1:]
+    shape = (out_groups, c_out, in_groups, c_in, positions, math.prod(spatial))
+    mixtures = kernels.reshape(len(kernels), *shape).permute(0, 5, 1, 3, 2, 4, 6)
+    return mixtures.reshape(len(kernels), partition.num_mixtures, -1)
+
+
+def _is_pointwise(kernels: Tensor, groups: int, stride, padding) -> bool:
+    is_single = groups == 1 and kernels[0, 0, 0].numel() == 1
+    return is_single and not any(padding) and set(stride) == {1}
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.stride(1) == 1 and not x.is_contiguous()
+
+
+def _takes_samples_apart(x: Tensor, groups: int) -> bool:
+    """Whether one call for each sample is faster than one with more groups: dense, on the CPU."""
+    return groups == 1 and x.device.type == 'cpu'
 
 
 def mix_responses(
@@ -194,6 +375,5 @@ def dynamic_linear(
     Returns:
         Shape ``(N, L, out_features)``.
     """
-    weights = assemble_kernels(attention, cells, partition).flatten(2)
-    y = torch.bmm(x, weights.transpose(1, 2))
+    y = dynamic_conv(x.transpose(1, 2), attention, cells, partition).transpose(1, 2)
     return y if bias is None else y + bias.to(y.dtype)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kernels import assert_plain_at_temperature_1
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models.backbones import MobileNetV2
 from torch import nn
 
@@ -60,28 +60,24 @@ def test_cells_at_width_050(budget):
     assert cells == RELEASED_CELLS_050[budget]
 
 
+def build_head(**arguments):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(dict(num_classes=1000, in_channels=1280, **arguments))
+
+
+KW_HEAD = dict(type='KWLinearClsHead', budget=1 / 2, cell_ratio=(1, 1 / 40), reduction=1 / 32)
+
+
 @pytest.mark.parametrize(('width', 'budget'), PARAMETERS)
 def test_parameter_counts(width, budget):
-    head = dict(type='mmpretrain.LinearClsHead', num_classes=1000, in_channels=1280)
-    if budget < 1:
-        head.update(type='KWLinearClsHead', budget=budget, cell_ratio=(1, 1 / 40), reduction=1 / 32)
-    count = parameters(KWMobileNetV2(width, budget)) + parameters(MODELS.build(head))
+    head = build_head(**(KW_HEAD if budget < 1 else dict(type='LinearClsHead')))
+    count = parameters(KWMobileNetV2(width, budget)) + parameters(head)
     assert count == PARAMETERS[width, budget]
 
 
 def test_kw_classifier():
     """Table 14's last entry for 1/2x: 40 mixtures over 20 cells of 1000 x 32."""
-    head = MODELS.build(
-        dict(
-            type='KWLinearClsHead',
-            num_classes=1000,
-            in_channels=1280,
-            budget=1 / 2,
-            cell_ratio=(1, 1 / 40),
-            reduction=1 / 32,
-            loss=dict(type='mmpretrain.LabelSmoothLoss', label_smooth_val=0.1),
-        )
-    )
+    head = build_head(**KW_HEAD, loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1))
     head.init_weights()
     assert isinstance(head.fc, KWLinear)
     assert head.fc.warehouse.cells.shape == (20, 1000, 32, 1)

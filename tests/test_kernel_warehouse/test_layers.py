@@ -19,14 +19,10 @@ from mmkw.kernel_warehouse import (
 )
 
 
-@pytest.fixture(params=[False, True], ids=['kernels', 'responses'])
-def route(request, monkeypatch):
-    """Force one of the two ways to compute the same convolution, where it is possible."""
-
-    def forced(x, cells, partition, groups):
-        return request.param and groups == 1 and cells[0, 0, 0].numel() == 1
-
-    monkeypatch.setattr(assembly, '_prefers_responses', forced)
+@pytest.fixture
+def small_portions(monkeypatch):
+    """Let the lean route assemble one sample's kernel at a time."""
+    monkeypatch.setitem(assembly._KERNEL_BYTES, 'cpu', 1)
 
 
 CONV = {1: (nn.Conv1d, F.conv1d), 2: (nn.Conv2d, F.conv2d), 3: (nn.Conv3d, F.conv3d)}
@@ -95,28 +91,35 @@ def kernels_by_hand(layer, alpha):
     return torch.stack(kernels)
 
 
+def output_and_gradients(function, layer, x):
+    """Of a fixed projection of the output."""
+    x.grad = None
+    layer.zero_grad()
+    layer.warehouse.cells.grad = None
+    y = function(x)
+    direction = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).cos()
+    (y * direction).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in layer.named_parameters()}
+    return y, {**gradients, 'x': x.grad.clone(), 'cells': layer.warehouse.cells.grad.clone()}
+
+
 def assert_same_with_gradients(layer, x, by_hand):
-    """Compare the layer with ``by_hand(x)``: outputs, then all gradients of a random projection."""
-    results = []
-    for function in (layer, by_hand):
-        x.grad = None
-        layer.zero_grad()
-        y = function(x)
-        direction = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape).cos()
-        (y * direction).sum().backward()
-        gradients = {name: p.grad.clone() for name, p in layer.named_parameters()}
-        gradients['cells'] = layer.warehouse.cells.grad.clone()
-        layer.warehouse.cells.grad = None
-        results.append((y, x.grad.clone(), gradients))
-    (y, x_grad, gradients), (expected, expected_x_grad, expected_gradients) = results
-    assert y.shape == expected.shape
-    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(x_grad, expected_x_grad, rtol=1e-9, atol=1e-10)
-    assert gradients.keys() == expected_gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(
-            gradient, expected_gradients[name], rtol=1e-8, atol=1e-10, msg=lambda m, n=name: n + m
-        )
+    """Compare the layer with ``by_hand(x)``, by every route that computes it."""
+    expected, expected_gradients = output_and_gradients(by_hand, layer, x)
+    for route in assembly.ROUTES:
+        with assembly.forced_route(route):
+            y, gradients = output_and_gradients(layer, layer, x)
+        assert y.shape == expected.shape
+        torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-10, msg=route)
+        assert gradients.keys() == expected_gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(
+                gradient,
+                expected_gradients[name],
+                rtol=1e-8,
+                atol=1e-10,
+                msg=lambda m, where=f'{route}, {name}: ': where + m,
+            )
 
 
 def randomise(layer):
@@ -167,7 +170,6 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.usefixtures('route')
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
 def test_conv2d_geometries(geometry):
     size, channels, cell_ratio = (5, 6), dict(in_channels=8, out_channels=16), 0.5
@@ -196,7 +198,7 @@ def test_temperatures(temperature):
     check_conv(2, 2, (4, 4), True, temperature=temperature, budget=1 / 2, **shape)
 
 
-@pytest.mark.usefixtures('route')
+@pytest.mark.usefixtures('small_portions')
 @pytest.mark.parametrize('dims', [1, 3])
 @pytest.mark.parametrize('geometry', [*GEOMETRIES[:2], *GEOMETRIES[4:9]], ids=str)
 def test_other_dimensions(dims, geometry):
