@@ -27,10 +27,12 @@ def make_tensor(name, shape):
     rng = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
     if name.endswith('num_batches_tracked'):
         return torch.zeros(shape, dtype=torch.int64)
-    if name.endswith('running_var') or (len(shape) == 1 and not name.endswith(('mean', 'bias'))):
-        value = rng.uniform(0.5, 1.5, size=shape)
-    elif name.endswith(('running_mean', 'bias')):
+    if name.endswith(('running_mean', 'bias')):
         value = 0.1 * rng.standard_normal(size=shape)
+    elif name.endswith('gamma'):
+        value = rng.uniform(0.1, 0.3, size=shape)
+    elif len(shape) == 1:
+        value = rng.uniform(0.5, 1.5, size=shape)
     else:
         value = math.sqrt(2 / math.prod(shape[1:])) * rng.standard_normal(size=shape)
     return torch.from_numpy(np.asarray(value, dtype=np.float32))
