@@ -36,6 +36,14 @@ class Warehouse(nn.Module):
         if own.numel():
             nn.init.kaiming_normal_(own.flatten(0, 1), mode='fan_out', nonlinearity='relu')
 
+    def _apply(self, fn, *args, **kwargs) -> Warehouse:
+        # Cells are no maps, though ``network.to(memory_format=torch.channels_last)`` would take
+        # them for such by their number of dimensions.
+        def apply(tensor: torch.Tensor) -> torch.Tensor:
+            return fn(tensor.flatten(1)).view(tensor.shape) if tensor.dim() > 3 else fn(tensor)
+
+        return super()._apply(apply, *args, **kwargs)
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         cells = state_dict.get(prefix + 'cells')
         if cells is not None:

@@ -112,6 +112,29 @@ def test_apply_plan_keeps_type_device_and_mode():
     assert network(torch.zeros(1, 3, 8, 8, dtype=torch.float64)).shape == (1, 16, 8)
 
 
+@pytest.mark.parametrize('kind', ['channels_last', 'share_memory', 'to_empty', 'float64'])
+def test_cells_take_what_is_applied_to_a_network(kind):
+    network = apply_plan(make_network(), PLAN)
+    network(torch.randn(2, 3, 8, 8)).sum().backward()
+    before = network.warehouses['body'].cells.clone()
+    {
+        'channels_last': lambda: network.to(memory_format=torch.channels_last),
+        'share_memory': network.share_memory,
+        'to_empty': lambda: network.to_empty(device='meta'),
+        'float64': network.double,
+    }[kind]()
+    cells = network.warehouses['body'].cells
+    assert cells.is_contiguous() and cells.shape == before.shape
+    if kind == 'to_empty':
+        assert cells.is_meta
+        return
+    assert torch.equal(cells, before.to(cells.dtype))
+    assert cells.grad.shape == cells.shape and cells.grad.dtype == cells.dtype
+    assert cells.is_shared() == (kind == 'share_memory')
+    x = torch.randn(2, 3, 8, 8, dtype=cells.dtype)
+    assert network(x).isfinite().all()
+
+
 def test_layers_made_without_budget_wait_for_a_plan():
     network = nn.Sequential(
         KWConv2d(8, 8, 3, padding=1, budget=None), KWConv2d(8, 8, 1, budget=None)
