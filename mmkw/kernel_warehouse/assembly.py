@@ -25,7 +25,7 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 ROUTES = ('reference', 'lean', 'responses')
 # Bytes of kernels that the lean route assembles at a time. More of them make better use of each
 # reading of the cells; fewer stay in the cache until they are used.
-_KERNEL_BYTES = {'cpu': 2**25, 'cuda': 2**29}
+_KERNEL_BYTES = {'cpu': 2**25, 'cuda': 2**28}
 _forced_route: str | None = None
 
 
