@@ -16,7 +16,9 @@ from .kernel_warehouse import (
     WarehouseConfig,
     apply_plan,
     get_temperature,
+    plan_network,
     set_temperature,
+    warehouse_network,
 )
 from .kernel_warehouse.plan import KW_LAYERS
 
@@ -41,5 +43,7 @@ __all__ = [
     'get_temperature',
     'heads',
     'hooks',
+    'plan_network',
     'set_temperature',
+    'warehouse_network',
 ]

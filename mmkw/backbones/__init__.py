@@ -1,5 +1,6 @@
 """KernelWarehouse backbones."""
 
+from .any_backbone import build_kw_backbone
 from .convnext import KWConvNeXt, convnext_plan
 from .mobilenet_v2 import KWMobileNetV2, mobilenet_v2_plan
 from .resnet import KWResNet, resnet_plan
@@ -10,6 +11,7 @@ __all__ = [
     'KWMobileNetV2',
     'KWResNet',
     'KWVisionTransformer',
+    'build_kw_backbone',
     'convnext_plan',
     'mobilenet_v2_plan',
     'resnet_plan',

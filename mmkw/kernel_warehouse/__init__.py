@@ -1,8 +1,10 @@
 """KernelWarehouse (Li and Yao, ICML 2024) in plain PyTorch."""
 
 from .layers import KWConv1d, KWConv2d, KWConv3d, KWLinear
+from .network_plan import NetworkPlan
 from .partition import KernelPartition, WarehousePartition, partition_kernels
 from .plan import WarehouseConfig, apply_plan, partition_network
+from .planning import complete_plan, plan_network, warehouse_network
 from .warehouse import Warehouse, get_temperature, set_temperature
 
 __all__ = [
@@ -11,12 +13,16 @@ __all__ = [
     'KWConv3d',
     'KWLinear',
     'KernelPartition',
+    'NetworkPlan',
     'Warehouse',
     'WarehouseConfig',
     'WarehousePartition',
     'apply_plan',
+    'complete_plan',
     'get_temperature',
     'partition_kernels',
     'partition_network',
+    'plan_network',
     'set_temperature',
+    'warehouse_network',
 ]

@@ -1,0 +1,148 @@
+"""Any backbone of OpenMMLab as a KernelWarehouse backbone."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, Registry
+from torch import Tensor, nn
+
+from ..kernel_warehouse.assembly import dynamic_conv
+from ..kernel_warehouse.layers import KWConv2d
+from ..kernel_warehouse.plan import (
+    KW_LAYERS,
+    WarehouseConfig,
+    apply_plan,
+    freeze_idle_warehouses,
+)
+from ..kernel_warehouse.planning import NetworkPlan, make_plan, plan_network
+
+_AUTOMATIC_OPTIONS = tuple(inspect.signature(plan_network).parameters)[2:]
+_DEFAULTS = tuple(field.name for field in fields(WarehouseConfig) if field.name != 'layers')
+
+
+class KWConv2dAdaptivePadding(KWConv2d):
+    """KernelWarehouse form of mmcv's ``Conv2dAdaptivePadding``, which EfficientNets use.
+
+    Pads so that the output has ``ceil(size / stride)`` positions. Arguments are those of
+    :class:`KWConv2d`; ``padding`` is that of the plain layer, 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(N, in_channels, H, W)`` to ``(N, out_channels, *out_size)``."""
+        self._check_input(x)
+        attention, cells, partition = self._mix(x.flatten(2).mean(-1))
+        pads = []
+        for size, kernel, stride, dilation in zip(
+            x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], self.dilation[::-1]
+        ):
+            covered = (math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1
+            missing = max(covered - size, 0)
+            pads += [missing // 2, missing - missing // 2]
+        return dynamic_conv(
+            F.pad(x, pads), attention, cells, partition, self.bias, self.stride, (0, 0),
+            self.dilation, self.groups,
+        )  # fmt: skip
+
+
+KW_LAYERS[Conv2dAdaptivePadding] = KWConv2dAdaptivePadding
+
+
+@MODELS.register_module(name='KWBackbone')
+def build_kw_backbone(
+    backbone: dict,
+    warehouse: dict | None = None,
+    plan: Mapping[str, dict] | None = None,
+    input_shape: Sequence[int] = (3, 224, 224),
+) -> nn.Module:
+    """Build any backbone and turn it into a KernelWarehouse backbone.
+
+    Returns the backbone itself: class, module names, outputs, ``init_weights``, frozen stages and
+    ``norm_eval`` are those of the wrapped backbone. Cells are in ``warehouses.<name>.cells``. A
+    frozen stage freezes its attentions; a warehouse freezes when all layers that use it are.
+    What was planned, and which layers stay plain for what reason, is logged; before any training
+    ``tools/analysis_tools/show_plan.py`` shows it.
+
+    To let it plan by itself::
+
+        backbone=dict(
+            type='KWBackbone',
+            backbone=dict(type='mmpretrain.RegNet', arch='regnetx_800mf'),
+            warehouse=dict(budget=1, exclude=['layer1.*']))
+
+    To say which layers share which warehouse, at what budget; all others stay plain::
+
+        backbone=dict(
+            type='KWBackbone',
+            backbone=dict(type='mmpretrain.RegNet', arch='regnetx_800mf'),
+            warehouse=dict(reduction=1 / 32),
+            plan=dict(
+                three=dict(layers=['layer3.*.conv?.conv'], budget=2),
+                four=dict(layers=['layer4.*.conv1.conv', 'layer4.*.conv3.conv'])))
+
+    Args:
+        backbone: config of the plain backbone, of MMPretrain, MMDetection or any other registry
+            (``'mmpretrain.RegNet'``; without a scope the config's default scope).
+        warehouse: without a ``plan`` options of
+            :func:`~mmkw.kernel_warehouse.planning.plan_network`: budget, layers, exclude,
+            cell_ratio, spatial_partition, reduction, norm_layer, max_attention. With a ``plan``
+            defaults for its warehouses: budget, cell_ratio, spatial_partition, reduction,
+            norm_layer, basis_ratio. Defaults to ``None``, all as there.
+        plan: for each warehouse, by name, the arguments of
+            :class:`~mmkw.kernel_warehouse.plan.WarehouseConfig`, of which ``layers`` is needed.
+            Defaults to ``None``: it plans by itself.
+        input_shape: channels, height and width of the image on which the plain backbone is run
+            once, to see in which order and at which resolution its layers work. Defaults to
+            (3, 224, 224).
+
+    Raises:
+        ValueError: if ``warehouse`` has an unknown option, the backbone cannot run on
+            ``input_shape``, a pattern matches nothing or a layer is matched twice, no layer can
+            have a warehouse, or the plan names one whose weight is used outside its forward.
+    """
+    network = build_plain(backbone)
+    network_plan = backbone_plan(network, warehouse, plan, input_shape)
+    print_log(str(network_plan), logger='current')
+    apply_plan(network, network_plan)
+    # Some backbones freeze their stages only here.
+    network.train(network.training)
+    freeze_idle_warehouses(network)
+    return network
+
+
+def build_plain(backbone: dict) -> nn.Module:
+    """Build a plain backbone, the parts of which are looked up in its own scope first."""
+    backbone = dict(backbone)
+    if isinstance(backbone.get('type'), str):
+        scope, _ = Registry.split_scope_key(backbone['type'])
+        if scope is not None:
+            backbone.setdefault('_scope_', scope)
+    return MODELS.build(backbone)
+
+
+def backbone_plan(
+    network: nn.Module,
+    warehouse: dict | None = None,
+    plan: Mapping[str, dict] | None = None,
+    input_shape: Sequence[int] = (3, 224, 224),
+) -> NetworkPlan:
+    """The plan of a KWBackbone with these arguments for a plain backbone; changes nothing."""
+    options = dict(warehouse or {})
+    known = _AUTOMATIC_OPTIONS if plan is None else _DEFAULTS
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        kind = 'without a plan' if plan is None else 'with a plan'
+        raise ValueError(
+            f'warehouse of KWBackbone has no option {unknown[0]!r} {kind}; its options are then '
+            f'{", ".join(known)}'
+        )
+    parameter = next(network.parameters())
+    images = torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device)
+    return make_plan(network, images, plan, **options)

@@ -1,0 +1,519 @@
+"""KWBackbone: backbones of MMPretrain and MMDetection without a plan, alone and in detectors."""
+
+import logging
+import math
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from kernels import copy_kernels, kw_layers
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+
+import mmkw
+from mmkw.backbones.any_backbone import KWConv2dAdaptivePadding, backbone_plan, build_plain
+from mmkw.kernel_warehouse.attention import KernelAttention
+
+ROOT = Path(mmkw.__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+from dataset_converters.digits import DigitsSettings, make_digits  # noqa: E402
+
+REGNET = dict(type='mmpretrain.RegNet', arch='regnetx_400mf')
+
+SMALL_HRNET = {
+    f'stage{stage}': dict(
+        num_modules=1,
+        num_branches=stage,
+        block='BASIC' if stage > 1 else 'BOTTLENECK',
+        num_blocks=(1,) * stage,
+        num_channels=(18, 36, 72, 144)[:stage] if stage > 1 else (64,),
+    )
+    for stage in (1, 2, 3, 4)
+}
+SMALL_DENSENET = dict(growth_rate=16, depths=[3, 6, 12, 8], init_channels=32)
+
+# Each with what is known of it: how many layers stay plain for which reason, stems apart. Layers
+# that stay plain only because of what their attention would cost are not counted here.
+BACKBONES = {
+    'RegNet': (REGNET, {}),
+    'ResNeXt': (dict(type='mmdet.ResNeXt', depth=50, groups=8, base_width=4), {}),
+    'VGG': (dict(type='mmpretrain.VGG', depth=11, norm_cfg=dict(type='BN')), {}),
+    'DenseNet': (dict(type='mmpretrain.DenseNet', arch=SMALL_DENSENET), {}),
+    # Two layers in each squeeze-and-excitation, one in each of 16 blocks.
+    'EfficientNet': (
+        dict(type='mmpretrain.EfficientNet', arch='b0'),
+        {r'sees a single position: .*\.se\.conv[12]\.conv': 32},
+    ),
+    'ShuffleNetV2': (dict(type='mmpretrain.ShuffleNetV2', widen_factor=0.5), {}),
+    # 9 of the 11 blocks have one.
+    'MobileNetV3': (
+        dict(type='mmpretrain.MobileNetV3', arch='small'),
+        {r'sees a single position: .*\.se\.conv[12]\.conv': 18},
+    ),
+    'HRNet': (dict(type='mmpretrain.HRNet', extra=SMALL_HRNET), {}),
+    'CSPDarknet': (dict(type='mmdet.CSPDarknet', deepen_factor=0.33, widen_factor=0.25), {}),
+    'Swin': (
+        dict(type='mmpretrain.SwinTransformer', arch='tiny', img_size=64, pad_small_map=True),
+        {
+            r'in a self-attention \(\w*MSA\w*\): .*\.qkv': 12,
+            r'in a self-attention \(\w*MSA\w*\): .*\.proj': 12,
+        },
+    ),
+    'SwinV2': (
+        dict(
+            type='mmpretrain.SwinTransformerV2',
+            arch='tiny',
+            img_size=64,
+            window_size=4,
+            pad_small_map=True,
+        ),
+        {
+            r'its weight is read outside its forward: .*\.qkv': 12,
+            r'in a self-attention \(\w*MSA\w*\): .*\.proj': 12,
+            r'in a self-attention \(\w*MSA\w*\): .*\.cpb_mlp\.[02]': 24,
+        },
+    ),
+    # torch's own attention, and the convolutions that shorten keys and values in stages 1 to 3.
+    'PVT': (
+        dict(type='mmdet.PyramidVisionTransformer', num_layers=[1, 1, 1, 1]),
+        {
+            r'its weight is read outside its forward: .*\.attn\.attn\.out_proj': 4,
+            r'in a self-attention \(SpatialReductionAttention\): .*\.attn\.sr': 3,
+        },
+    ),
+    'ConvNeXtV2': (
+        dict(
+            type='mmpretrain.ConvNeXt', arch='atto', use_grn=True, layer_scale_init_value=0.0
+        ),
+        {},
+    ),
+}  # fmt: skip
+
+IMAGE = (3, 64, 64)
+
+
+def build(backbone, **arguments):
+    return MODELS.build(
+        dict(type='KWBackbone', backbone=backbone, **{'input_shape': IMAGE, **arguments})
+    )
+
+
+def outputs_of(network, x):
+    outputs = network(x)
+    return outputs if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_without_a_plan(name):
+    config, expected = BACKBONES[name]
+    torch.manual_seed(0)
+    plain = build_plain(config)
+    plan = backbone_plan(plain, input_shape=IMAGE)
+    kw = build(config)
+    assert type(kw) is type(plain)
+
+    # Every convolution and linear layer either has a warehouse or stays plain for a reason.
+    layers = kw_layers(kw)
+    assert set(layers) == set(plan.layers)
+    left = {
+        name
+        for name, module in kw.named_modules()
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+    }
+    assert left == set(plan.plain)
+    reasons = [f'{reason}: {layer}' for layer, reason in plan.plain.items()]
+    for pattern, count in expected.items():
+        assert sum(re.fullmatch(pattern, reason) is not None for reason in reasons) == count
+    others = Counter(reason.split(' (')[0] for reason in plan.plain.values())
+    assert others.pop("sees the network's own input") == 1
+    others.pop('its attention costs too much', None)
+    assert others.total() == sum(expected.values())
+
+    parameters = sum(parameter.numel() for parameter in plain.parameters())
+    attention = sum(
+        parameter.numel()
+        for module in kw.modules()
+        if isinstance(module, KernelAttention)
+        for parameter in module.parameters()
+    )
+    assert attention == sum(plan.attention.values())
+    assert 0 < attention <= parameters / 4
+    assert sum(parameter.numel() for parameter in kw.parameters()) == plan.parameters
+
+    # One step of training.
+    kw.train()
+    mmkw.set_temperature(kw, 0.5)
+    trained = {name: parameter for name, parameter in kw.named_parameters()}
+    optimizer = torch.optim.SGD(trained.values(), lr=1e-3)
+    loss = sum(y.square().mean() for y in outputs_of(kw, torch.randn(2, *IMAGE)))
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in trained.items():
+        if 'attention' in name or 'cells' in name:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    for warehouse in kw.warehouses.values():
+        assert warehouse.cells.grad.any()
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    optimizer.step()
+    for name in kw.warehouses:
+        cells = f'warehouses.{name}.cells'
+        assert not torch.equal(before[cells], trained[cells])
+
+    # The same as the plain network with the kernels that it assembles.
+    for network in (kw, plain):
+        network.double().eval()
+    mmkw.set_temperature(kw, 1)
+    x = torch.randn(2, *IMAGE, dtype=torch.float64)
+    outputs = copy_kernels(kw, plain, x)
+    with torch.no_grad():
+        expected_outputs = plain(x)
+    for y, plain_y in zip(outputs, expected_outputs):
+        scale = plain_y.abs().max()
+        assert scale > 0
+        torch.testing.assert_close(y / scale, plain_y / scale, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='mmpretrain.DenseNet', arch='121'),
+        dict(type='mmpretrain.HRNet', arch='w18'),
+        dict(type='mmdet.ResNeXt', depth=50, groups=32, base_width=4),
+    ],
+    ids=lambda backbone: backbone['type'],
+)
+def test_attentions_of_large_backbones_are_at_most_a_quarter(backbone):
+    network = build_plain(backbone)
+    plan = backbone_plan(network, input_shape=IMAGE)
+    attention = sum(plan.attention.values())
+    assert 0 < attention <= sum(parameter.numel() for parameter in network.parameters()) / 4
+    if backbone['type'] != 'mmdet.ResNeXt':
+        assert any(re.fullmatch(r'stage3_dense is split into \d+: .*', note) for note in plan.notes)
+
+
+# What is left of the wrapped backbone
+
+
+def trainable(module):
+    return {parameter.requires_grad for parameter in module.parameters()}
+
+
+MOBILENET = dict(type='mmpretrain.MobileNetV2', widen_factor=0.25)
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 2, 7])
+def test_frozen_stages_of_a_backbone_that_freezes_them_in_train(frozen_stages):
+    """MobileNetV2's stages 1 to 7 are layer1 to layer7."""
+    kw = build(dict(**MOBILENET, frozen_stages=frozen_stages), warehouse=dict(max_attention=1))
+    users = {}
+    for name, layer in kw_layers(kw).items():
+        (warehouse,) = (k for k, w in kw.warehouses.items() if w is layer.warehouse)
+        users.setdefault(warehouse, []).append(name)
+
+    def is_frozen(layer):
+        return re.match(r'layer(\d)', layer) is not None and int(layer[5]) <= frozen_stages
+
+    for _ in range(2):
+        for name, layer in kw_layers(kw).items():
+            assert trainable(layer) == {not is_frozen(name)}, name
+            assert layer.attention.norm.training != is_frozen(name), name
+        for name, layers in users.items():
+            assert trainable(kw.warehouses[name]) == {not all(map(is_frozen, layers))}, name
+        kw.eval()
+        kw.train()
+    idle = sum(all(map(is_frozen, layers)) for layers in users.values())
+    assert (idle > 0) == (frozen_stages > 0)
+
+
+def test_norm_eval_reaches_the_attentions():
+    kw = build(dict(**REGNET, norm_eval=True))
+    kw.train()
+    norms = [m for m in kw.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert not any(norm.training for norm in norms)
+    kw(torch.randn(1, *IMAGE))[0].sum().backward()  # a batch of 1 is then fine
+
+
+@pytest.mark.parametrize('name', ['RegNet', 'Swin', 'CSPDarknet'])
+def test_init_weights_leaves_the_kernel_warehouse_initialisation(name):
+    torch.manual_seed(0)
+    kw = build(BACKBONES[name][0])
+    before = {name: value.clone() for name, value in kw.state_dict().items()}
+    kw.init_weights()
+    after = kw.state_dict()
+    kept = [name for name in before if name.endswith('.cells') or '.attention.' in name]
+    assert kept and all(torch.equal(before[name], after[name]) for name in kept)
+
+
+def test_checkpoint_of_its_own(tmp_path):
+    """With all names but those of cells and attentions being the plain backbone's."""
+    source = build(REGNET)
+    plain = build_plain(REGNET)
+    shared = [name for name in source.state_dict() if name in plain.state_dict()]
+    assert set(source.state_dict()) - set(shared) == {
+        name
+        for name in source.state_dict()
+        if name.startswith('warehouses.') or '.attention.' in name
+    }
+    torch.save(
+        dict(state_dict={f'backbone.{k}': v for k, v in source.state_dict().items()}),
+        tmp_path / 'kw.pth',
+    )
+    start = dict(type='Pretrained', checkpoint=str(tmp_path / 'kw.pth'), prefix='backbone.')
+    target = build(dict(**REGNET, init_cfg=start))
+    target.init_weights()
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(('size', 'kernel', 'stride'), [(7, 3, 1), (8, 3, 2), (9, 5, 2), (6, 1, 1)])
+def test_adaptive_padding(size, kernel, stride):
+    plain = Conv2dAdaptivePadding(8, 16, kernel, stride, groups=4, dilation=1).double()
+    kw = KWConv2dAdaptivePadding(8, 16, kernel, stride, groups=4).double().eval()
+    x = torch.randn(2, 8, size, size + 1, dtype=torch.float64)
+    for temperature in (0, 1):
+        mmkw.set_temperature(kw, temperature)
+        plain.bias.data.copy_(kw.bias)
+        with torch.no_grad():
+            y = kw(x)
+            for i, weight in enumerate(kw.kernels(x)):
+                plain.weight.data.copy_(weight)
+                torch.testing.assert_close(y[i], plain(x[i : i + 1])[0])
+
+
+# A backbone of the other package, whose own layers (LN2d, GRN; in the other direction Focus) are
+# in that package's registry only.
+DETECTOR = """
+_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
+backbone = dict(type='mmpretrain.ConvNeXt', arch='atto', use_grn=True, layer_scale_init_value=0.0)
+model = dict(
+    backbone=dict(_delete_=True, type='KWBackbone', backbone=backbone, input_shape=(3, 64, 64))
+)
+"""
+CLASSIFIER = """
+default_scope = 'mmpretrain'
+backbone = dict(type='mmdet.CSPDarknet', deepen_factor=0.33, widen_factor=0.25)
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='KWBackbone', backbone=backbone, input_shape=(3, 64, 64)),
+)
+"""
+BUILD_IN_RUNNER = """
+import sys
+from mmengine.config import Config
+from mmengine.runner import Runner
+config = Config.fromfile(sys.argv[1])
+config.work_dir = sys.argv[2]
+model = Runner.from_cfg(config).model
+print(type(model).__name__, type(model.backbone).__module__, len(model.backbone.warehouses))
+"""
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        (DETECTOR, r'RetinaNet mmpretrain\.models\.backbones\.convnext [1-9]\d*'),
+        pytest.param(
+            CLASSIFIER,
+            r'ImageClassifier mmdet\.models\.backbones\.csp_darknet [1-9]\d*',
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=['mmdet', 'mmpretrain'],
+)
+def test_custom_imports_is_all_that_a_config_needs(text, expected, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text("custom_imports = dict(imports=['mmkw'])\n" + text, encoding='utf-8')
+    # A process of its own, because nothing must have been registered before.
+    command = [sys.executable, '-c', BUILD_IN_RUNNER, str(config), str(tmp_path / 'work')]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert re.fullmatch(expected, run.stdout.splitlines()[-1])
+
+
+# Options and errors
+
+
+def test_plan_by_name_patterns():
+    plan = dict(
+        three=dict(layers=['layer3.*.conv2'], budget=2),
+        four=dict(layers=['layer4.*.conv1', 'layer4.1?.conv3'], reduction=1 / 8),
+    )
+    kw = build(REGNET, plan=plan, warehouse=dict(norm_layer='LayerNorm', reduction=1 / 4))
+    layers = kw_layers(kw)
+    assert set(layers) == {
+        *(f'layer3.{i}.conv2' for i in range(7)),
+        *(f'layer4.{i}.conv1' for i in range(12)),
+        *(f'layer4.{i}.conv3' for i in (10, 11)),
+    }
+    assert set(kw.warehouses) == {'three', 'four'}
+    assert len(kw.warehouses['three'].cells) == 2 * 63  # of 7 layers of 3 x 3
+    for name, layer in layers.items():
+        assert isinstance(layer.attention.norm, nn.LayerNorm)
+        width = max(layer.in_channels // (4 if name.startswith('layer3') else 8), 16)
+        assert layer.attention.norm.normalized_shape == (width,)
+
+
+def test_the_plan_is_logged():
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    try:
+        kw = build(REGNET)
+    finally:
+        logger.removeHandler(handler)
+    (message,) = (text for text in messages if text.startswith('KernelWarehouse plan of RegNet: '))
+    assert all(re.search(rf'^{name} +\d+ +layer', message, re.M) for name in kw.warehouses)
+    assert "sees the network's own input: conv1" in message
+
+
+SWIN_V2 = BACKBONES['SwinV2'][0]
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'arguments', 'message'),
+    [
+        (
+            REGNET,
+            dict(warehouse=dict(budgets=2)),
+            "no option 'budgets' without a plan; its options are then budget, layers, exclude, ",
+        ),
+        (
+            REGNET,
+            dict(warehouse=dict(layers=['*']), plan=dict(a=dict(layers=['*']))),
+            "no option 'layers' with a plan; its options are then budget, cell_ratio, ",
+        ),
+        (REGNET, dict(plan=dict(a=dict(budget=2))), "warehouse 'a' needs the argument layers"),
+        (REGNET, dict(warehouse=dict(exclude=['layer9.*'])), "'layer9.*' matches no convolution"),
+        (REGNET, dict(plan=dict(a=dict(layers=['layer9.*']))), "'layer9.*' matches no convolut"),
+        (
+            REGNET,
+            dict(plan=dict(a=dict(layers=['layer1.*']), b=dict(layers=['*.0.conv3']))),
+            "'layer1.0.conv3' is in warehouse 'a' and again in 'b'",
+        ),
+        (
+            REGNET,
+            dict(warehouse=dict(exclude=['layer*'])),
+            'no layer of RegNet can have a warehouse: .*: conv1; excluded: layer',
+        ),
+        (
+            SWIN_V2,
+            dict(plan=dict(a=dict(layers=['stages.0.blocks.0.attn.w_msa.qkv']))),
+            r"'stages.0.blocks.0.attn.w_msa.qkv' \(its weight is read outside its forward\)",
+        ),
+        (REGNET, dict(input_shape=(1, 64, 64)), r'RegNet cannot run on .* \(2, 1, 64, 64\)'),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(backbone, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(backbone, **arguments)
+
+
+# In detectors
+
+
+class LossRecorder(Hook):
+    """Keeps the loss of every iteration."""
+
+    def __init__(self):
+        self.losses = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append(outputs['loss'].item())
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'digits'
+    make_digits(folder, DigitsSettings(renderings=1, image_size=16, train_scenes=4, val_scenes=2))
+    return folder
+
+
+def kw_backbone(**backbone):
+    return dict(type='KWBackbone', backbone=backbone, input_shape=(3, 128, 128))
+
+
+def mmdet_model(path):
+    model = Config.fromfile(Path(mmdet.__file__).parent / '.mim/configs' / path).model
+    # Untrained, one-stage detectors find nothing above the usual thresholds.
+    model.test_cfg.score_thr = 0.0
+    return dict(_delete_=True, **model.to_dict())
+
+
+def mask_rcnn():
+    backbone = dict(**REGNET, out_indices=(0, 1, 2, 3), frozen_stages=1)
+    return dict(
+        backbone=dict(_delete_=True, **kw_backbone(**backbone)),
+        neck=dict(in_channels=[32, 64, 160, 384]),
+    )
+
+
+def retinanet():
+    model = mmdet_model('_base_/models/retinanet_r50_fpn.py')
+    backbone = dict(type='ResNeXt', depth=50, groups=8, base_width=4, norm_eval=True)
+    model['backbone'] = kw_backbone(**backbone)
+    model['bbox_head']['num_classes'] = 10
+    return model
+
+
+def yolox():
+    model = mmdet_model('yolox/yolox_tiny_8xb8-300e_coco.py')
+    del model['data_preprocessor']['batch_augments']
+    model['backbone'] = kw_backbone(**model['backbone'])
+    model['bbox_head']['num_classes'] = 10
+    return model
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        mask_rcnn,
+        pytest.param(retinanet, marks=pytest.mark.slow),
+        pytest.param(yolox, marks=pytest.mark.slow),
+    ],
+)
+def test_detectors_train_and_evaluate(model, digits, tmp_path):
+    config = Config.fromfile(ROOT / 'configs/demo/mask-rcnn_kw-resnet18-1x_fpn_digits.py')
+    config.merge_from_dict(dict(model=model()))
+    has_masks = 'roi_head' in config.model
+    annotations = str(digits / 'coco/annotations/instances_{}.json')
+    for split in ('train', 'val', 'test'):
+        dataset = config[f'{split}_dataloader'].dataset
+        dataset.data_root = str(digits / 'coco') + '/'
+    for evaluator in (config.val_evaluator, config.test_evaluator):
+        evaluator.update(
+            ann_file=annotations.format('val'), metric=['bbox', 'segm'][: 1 + has_masks]
+        )
+    config.train_dataloader.batch_size = 2
+    config.work_dir = str(tmp_path)
+    config.experiment_name = f'any_backbone_{model.__name__}'
+    config.custom_hooks = [dict(type='KWTemperatureHook', iters=4)]
+    recorder = LossRecorder()
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        runner = Runner.from_cfg(config)
+        runner.register_hook(recorder)
+        cells = {
+            name: warehouse.cells.detach().clone()
+            for name, warehouse in runner.model.backbone.warehouses.items()
+        }
+        runner.train()
+    assert len(recorder.losses) == 2 and all(map(math.isfinite, recorder.losses))
+    assert mmkw.get_temperature(runner.model) == pytest.approx(0.5)
+    metrics = runner.message_hub.log_scalars
+    expected = {f'val/coco/{kind}_mAP' for kind in ('bbox', 'segm')[: 1 + has_masks]}
+    assert expected <= set(metrics)
+    for name, warehouse in runner.model.backbone.warehouses.items():
+        moved = not torch.equal(cells[name], warehouse.cells)
+        assert moved == warehouse.cells.requires_grad, name

@@ -1,0 +1,46 @@
+"""Show which layers of a config's backbone share which warehouse, and what that comes to.
+
+A dry run: a KWBackbone is planned on its plain backbone, without making any warehouse. The
+backbones with a plan of their own (KWResNet and others) are built, and their plan read off.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cli_common import argument_parser, fail, load_config, type_name  # noqa: E402
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+
+from mmkw.backbones.any_backbone import backbone_plan, build_plain  # noqa: E402
+from mmkw.kernel_warehouse.network_plan import NetworkPlan  # noqa: E402
+
+
+def plan_of(backbone):
+    """Plan the backbone that a config describes.
+
+    Raises:
+        ValueError: If it cannot be planned or has no warehouses.
+    """
+    if type_name(backbone) != 'KWBackbone':
+        return NetworkPlan.of_built(MODELS.build(backbone))
+    arguments = {key: value for key, value in backbone.items() if key not in ('type', '_scope_')}
+    network = build_plain(arguments.pop('backbone'))
+    return backbone_plan(network, **arguments)
+
+
+def main(argv=None):
+    args = argument_parser(__doc__).parse_args(argv)
+    config = load_config(args)
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    backbone = (config.get('model') or {}).get('backbone')
+    if backbone is None:
+        fail(f'{args.config} has no model.backbone, whose plan could be shown')
+    try:
+        print(plan_of(backbone))
+    except ValueError as error:
+        fail(error)
+
+
+if __name__ == '__main__':
+    main()
