@@ -116,8 +116,9 @@ class _KWLayer(nn.Module):
         if prefix + 'weight' in state_dict:
             raise ValueError(
                 f'the checkpoint holds a plain kernel, {prefix}weight, where the model has a '
-                f'KernelWarehouse layer; load a checkpoint of a KW model, or remove init_cfg or '
-                f'load_from to train from scratch'
+                f'KernelWarehouse layer; convert it for this config with '
+                f'tools/model_converters/plain_to_mmkw.py (budgets of at least 1), load a '
+                f'checkpoint of a KW model, or remove init_cfg or load_from to train from scratch'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -1,0 +1,448 @@
+"""Warm start: the weights of a plain network as those of its KernelWarehouse form."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.vision_transformer import SplitQKV
+from ..kernel_warehouse.attention import KernelAttention
+from ..kernel_warehouse.layers import _KWLayer
+from ..kernel_warehouse.partition import KernelPartition
+from ..kernel_warehouse.warehouse import Warehouse
+from .loading import load_checkpoint
+from .names import FORMATS, rename
+from .saving import save_checkpoint
+
+# Where checkpoints hold their state dict. Averaged weights are the ones to evaluate; MMEngine
+# keeps those in `state_dict`.
+_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+_BACKBONE = 'backbone.'
+_CLASSIFIERS = ('head.fc.', 'head.layers.head.')
+_KW_NAME = re.compile(r'(^|\.)warehouse(s|_manager)?\.')
+# A classifier has no norm for the outputs of stages that only a detector uses.
+_OUTPUT_NORM = re.compile(r'backbone\.norm[0-2]\.(weight|bias)')
+# Files from before torch 0.4.1, and those converted from Caffe, do not count batches.
+_COUNTER = '.num_batches_tracked'
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_Path = Union[str, os.PathLike]
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What :func:`warm_start` did.
+
+    Attributes:
+        source_format: of the names in the plain state dict, see :data:`names.FORMATS`.
+        mapping: where each tensor that was used went: its name in the plain state dict -> the
+            tensor of the network, or which cells.
+        fresh: layers outside the backbone that keep the values which the network had, because the
+            plain network lacks them or has them for another number of classes.
+        dropped: names of the plain state dict that the network has no use for.
+    """
+
+    source_format: str
+    mapping: dict[str, str]
+    fresh: list[str]
+    dropped: list[str]
+
+
+def warm_start(network: nn.Module, state_dict: Mapping[str, Any]) -> WarmStart:
+    r"""Give a KW network the weights of the plain network, in place.
+
+    Every kernel is cut into its :math:`m` blocks, and the cell that mixture :math:`i` starts from
+    becomes block :math:`i` (one-to-one, Eq. 4 with :math:`\tau = 1`). All other layers, static
+    biases and running statistics are copied, and the temperature is set to 1: the network then
+    computes exactly what the plain one did, and annealing the temperature goes on from there.
+
+    Attentions keep the values they had, as they have no part in the output at temperature 1. So do,
+    for budgets above 1, the cells that no mixture starts from: random as when training from
+    scratch. The gradient of an attention is the product of its cell with that of the mixture, so
+    copies of the blocks would get equal ones, and zeros none, and attentions could not tell such
+    cells apart at first.
+
+    Budgets below 1 are refused: at temperature 1 only a share ``b`` of a kernel's blocks has a
+    cell, and the others are zero. A ResNet18 that was right on 88.9 % of the demo's digits falls to
+    10.0 %, which is chance, at 1/2 and at 1/4. Estimating its running statistics anew on training
+    images brings back 81.1 and 34.5 %, but takes these images, and batch norm.
+
+    Heads and necks may differ. A layer outside ``network.backbone`` that the plain network lacks,
+    or has for another number of classes, keeps its values, as when MMEngine loads a checkpoint
+    into a model with other classes. In a network without an attribute ``backbone`` all layers have
+    to be there.
+
+    Args:
+        network: has KW layers with budgets of at least 1. A classifier or detector of OpenMMLab, a
+            bare backbone, or any network after :func:`apply_plan`.
+        state_dict: of the plain network, with the names that torchvision, timm, MMPretrain,
+            MMDetection or the authors of ConvNeXt and DeiT give ResNet, MobileNetV2, ConvNeXt and
+            vision transformers; or those of ``network`` with plain layers. Also a checkpoint that
+            holds it as ``state_dict`` or ``model``, or averaged, which is preferred, as
+            ``state_dict_ema`` or ``model_ema``. Names do not tell MMDetection's ``style='caffe'``
+            from ``'pytorch'``; the network has to have that of the plain one.
+
+    Returns:
+        Which tensor went where.
+
+    Raises:
+        ValueError: if the network has no KW layers, or one with a budget below 1; if the names are
+            of no known format or of a KW network; if tensors are missing, left over, of other
+            shapes or not finite. The network is then as it was.
+    """
+    layers = _kw_layers(network)
+    fused = {
+        name: module for name, module in _named_modules(network) if isinstance(module, SplitQKV)
+    }
+    # A network without a backbone is one.
+    prefix = '' if isinstance(getattr(network, 'backbone', None), nn.Module) else _BACKBONE
+    expected = {
+        prefix + name: value for name, value in _plain_tensors(network, layers, fused).items()
+    }
+    source = _find_state_dict(state_dict)
+    source_format, targets = _recognise(source, expected, prefix)
+    used = _check_backbone(targets, expected)
+    heads, fresh = _fit_heads(source, targets, expected)
+    used.update(heads)
+    for name, target in used.items():
+        _check_tensor(name, source[name], expected[target])
+
+    used = {name: target[len(prefix) :] for name, target in used.items()}
+    destinations = _fill(
+        network, layers, fused, {target: source[name] for name, target in used.items()}
+    )
+    return WarmStart(
+        source_format,
+        mapping={name: destinations[target] for name, target in used.items()},
+        fresh=fresh,
+        dropped=[name for name in source if name not in used],
+    )
+
+
+def convert_plain(
+    network: nn.Module, src: _Path, dst: _Path | None = None
+) -> tuple[dict, WarmStart]:
+    """Turn a checkpoint of a plain network into one of its KernelWarehouse form.
+
+    The result loads strictly into ``network``. It suits ``load_from``, and in a backbone
+    ``init_cfg=dict(type='Pretrained', checkpoint=dst, prefix='backbone.')``.
+
+    Args:
+        network: the KW network, initialised; see :func:`warm_start`, which it goes through.
+        src: the plain checkpoint. Read without running code from it.
+        dst: where to write the result, in one step. Defaults to ``None``, nowhere.
+
+    Returns:
+        The checkpoint, with ``state_dict`` and ``meta`` (``source`` and ``source_format``), and
+        which tensor went where.
+
+    Raises:
+        ValueError: see :func:`warm_start`.
+        UnsafeCheckpointError: if the pickle asks for classes that checkpoints do not need.
+        FileNotFoundError: if ``src`` or the folder of ``dst`` is missing.
+    """
+    plain = load_checkpoint(src)
+    try:
+        result = warm_start(network, plain)
+    except ValueError as error:
+        raise ValueError(f'{src} cannot start the network: {error}') from error
+    meta = dict(source=os.path.basename(src), source_format=result.source_format)
+    checkpoint = dict(state_dict=dict(network.state_dict()), meta=meta)
+    if dst is not None:
+        save_checkpoint(checkpoint, dst)
+    return checkpoint, result
+
+
+def cut_kernel(kernel: Tensor, partition: KernelPartition, cell_shape: Sequence[int]) -> Tensor:
+    """Cut a kernel into the blocks that its mixtures fill: :func:`assemble_kernels` undone.
+
+    Args:
+        kernel: shape ``(out_channels, in_channels / groups, *kernel_size)``.
+        partition: where the mixtures stand in it.
+        cell_shape: ``(c_out, c_in, *spatial)``.
+
+    Returns:
+        Shape ``(m, c_out, c_in, *spatial)``, in the order of the mixtures.
+    """
+    positions, out_groups, in_groups = partition.grid
+    c_out, c_in = cell_shape[:2]
+    # The kernel size is made up of positions or of the cells' own spatial size, never of both.
+    blocks = kernel.reshape(out_groups, c_out, in_groups, c_in, positions, -1)
+    return blocks.permute(4, 0, 2, 1, 3, 5).reshape(partition.num_mixtures, *cell_shape)
+
+
+def _named_modules(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Also the second names of shared modules, which state dicts have, too."""
+    return network.named_modules(remove_duplicate=False)
+
+
+def _kw_layers(network: nn.Module) -> dict[str, _KWLayer]:
+    layers = {
+        name: module
+        for name, module in _named_modules(network)
+        if isinstance(module, _KWLayer) and module.partition is not None
+    }
+    if not layers:
+        raise ValueError(
+            f'{type(network).__name__} has no KernelWarehouse layers to start; give the config of '
+            f"a KW model, such as one with backbone=dict(type='KWResNet', ...)"
+        )
+    for name, layer in layers.items():
+        zeros = layer.partition.initial_cells.count(None)
+        if zeros:
+            raise ValueError(
+                f'budgets below 1 cannot start from a plain network: at temperature 1, {zeros} of '
+                f'the {layer.partition.num_mixtures} blocks in the kernel of layer {name!r} are '
+                f'zero, so the network would compute something else; choose a budget of at least 1'
+            )
+    return layers
+
+
+def _plain_tensors(
+    network: nn.Module, layers: Mapping[str, _KWLayer], fused: Mapping[str, SplitQKV]
+) -> dict[str, Tensor]:
+    """The state dict that the network would have with plain layers; those only as shapes."""
+    tensors = dict(network.state_dict())
+    inner = tuple(
+        f'{name}.'
+        for name, module in _named_modules(network)
+        if isinstance(module, (KernelAttention, Warehouse))
+    )
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(inner)}
+    for name, layer in layers.items():
+        tensors[f'{name}.weight'] = torch.empty(layer.kernel_shape, device='meta')
+    for name in fused:
+        for kind in ('weight', 'bias'):
+            parts = [tensors.pop(f'{name}.{part}.{kind}', None) for part in ('query_key', 'value')]
+            if parts[0] is not None:
+                rows = sum(len(part) for part in parts)
+                shape = (rows, *parts[0].shape[1:])
+                tensors[f'{name}.{kind}'] = torch.empty(shape, device='meta')
+    return tensors
+
+
+def _find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
+    found = checkpoint
+    for wrapper in _WRAPPERS:
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
+            found = checkpoint[wrapper]
+            break
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(
+            f'it holds no state dict: expected tensors by name, bare or under one of {_WRAPPERS}, '
+            f'but found {type(found).__name__}'
+        )
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f'it holds no state dict: expected tensors by name, but {name!r} is of type '
+                f'{type(value).__name__}'
+            )
+        if _KW_NAME.search(name):
+            raise ValueError(
+                f'it is of a KernelWarehouse network, as it has {name}; load it as it is or, if '
+                f"it is from the authors' release, convert it with kernelwarehouse_to_mmkw.py"
+            )
+    if all(name.startswith('module.') for name in found):
+        # Saved from DistributedDataParallel.
+        return {name[len('module.') :]: value for name, value in found.items()}
+    return dict(found)
+
+
+def _recognise(
+    source: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str
+) -> tuple[str, dict[str, str | None]]:
+    """The format by which most names are the network's, and each tensor's name in it."""
+    classifier = next(
+        (name for name in _CLASSIFIERS if any(other.startswith(name) for other in expected)),
+        _CLASSIFIERS[0],
+    )
+
+    def target(name: str, rules) -> str | None:
+        if prefix + name in expected:
+            return prefix + name
+        renamed = rename(name, rules)
+        if renamed is not None and renamed.startswith(_CLASSIFIERS[0]):
+            return classifier + renamed[len(_CLASSIFIERS[0]) :]
+        return renamed
+
+    best, best_score = None, 0
+    for source_format, rules in FORMATS.items():
+        targets = {name: target(name, rules) for name in source}
+        score = sum(
+            new in expected and new.startswith(_BACKBONE) for new in targets.values() if new
+        )
+        if score > best_score:
+            best, best_score = (source_format, targets), score
+    if best is None:
+        needed = [name[len(prefix) :] for name in expected if name.startswith(_BACKBONE)]
+        raise ValueError(
+            f'its names are of no known format for this network: it has {_some(source)}, but the '
+            f'plain network has {_some(needed)}; known are: {"; ".join(FORMATS)}'
+        )
+    _check_unique(best[1])
+    return best
+
+
+def _check_unique(targets: Mapping[str, str | None]) -> None:
+    first: dict[str, str] = {}
+    for name, target in targets.items():
+        if target is not None and first.setdefault(target, name) != name:
+            raise ValueError(f'{first[target]!r} and {name!r} both mean {target!r}; remove one')
+
+
+def _check_backbone(
+    targets: Mapping[str, str | None], expected: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """The tensors of the backbone, which has to be complete."""
+    used = {
+        name: target
+        for name, target in targets.items()
+        if target in expected and target.startswith(_BACKBONE)
+    }
+    present = set(used.values())
+    missing = [
+        name
+        for name in expected
+        if name.startswith(_BACKBONE)
+        and name not in present
+        and not name.endswith(_COUNTER)
+        and not _OUTPUT_NORM.fullmatch(name)
+    ]
+    surplus = [
+        name
+        for name, target in targets.items()
+        if target is None
+        or (
+            target.startswith(_BACKBONE)
+            and target not in expected
+            and not _OUTPUT_NORM.fullmatch(target)
+        )
+    ]
+    if missing or surplus:
+        mismatch = [f'it lacks {_some(missing)}'] if missing else []
+        if surplus:
+            mismatch.append(f'the network has no place for its {_some(surplus)}')
+        raise ValueError(
+            f'{" and ".join(mismatch)}; is it damaged, or of another architecture or depth than '
+            f'the network?'
+        )
+    return used
+
+
+def _fit_heads(
+    source: Mapping[str, Tensor],
+    targets: Mapping[str, str | None],
+    expected: Mapping[str, Tensor],
+) -> tuple[dict[str, str], list[str]]:
+    """The tensors outside the backbone that fit, and the layers that have to start fresh."""
+    names = {target: name for name, target in targets.items() if target is not None}
+    tensors_by_layer: dict[str, list[str]] = {}
+    for target in expected:
+        if not target.startswith(_BACKBONE):
+            tensors_by_layer.setdefault(target.rpartition('.')[0], []).append(target)
+    used, fresh = {}, []
+    for layer, tensors in tensors_by_layer.items():
+        found = [target for target in tensors if target in names]
+        if not found or all(
+            _is_of_other_length(source[names[target]], expected[target]) for target in found
+        ):
+            fresh.append(layer)
+            continue
+        missing = [
+            target for target in tensors if target not in names and not target.endswith(_COUNTER)
+        ]
+        if missing:
+            raise ValueError(
+                f'it has {names[found[0]]}, but lacks {_some(missing)}; is it damaged?'
+            )
+        used.update({names[target]: target for target in found})
+    return used, fresh
+
+
+def _is_of_other_length(value: Tensor, expected: Tensor) -> bool:
+    """Whether it would fit a layer with another number of outputs."""
+    shape, other = _without_ones(value), _without_ones(expected)
+    return len(shape) == len(other) > 0 and shape[0] != other[0] and shape[1:] == other[1:]
+
+
+def _check_tensor(name: str, value: Tensor, expected: Tensor) -> None:
+    if value.layout != torch.strided or value.device.type == 'meta':
+        raise ValueError(f'{name} is no ordinary tensor, but {value.layout} on {value.device}')
+    if _without_ones(value) != _without_ones(expected):
+        hint = ''
+        if name.endswith(('pos_embed', 'pos_embedding')):
+            hint = (
+                '; build the network for the image size of the checkpoint (img_size) here, and '
+                'MMPretrain will resize the result where it is loaded'
+            )
+        raise ValueError(
+            f'{name} has shape {tuple(value.shape)}, but the network needs '
+            f'{tuple(expected.shape)}{hint}'
+        )
+    if expected.is_floating_point():
+        if value.dtype not in _FLOATS:
+            raise ValueError(f'{name} is of type {value.dtype}; expected one of {_FLOATS}')
+        if not value.isfinite().all():
+            raise ValueError(f'{name} has values that are infinite or not a number')
+    elif value.is_floating_point() or value.is_complex():
+        raise ValueError(f'{name} is of type {value.dtype}; expected {expected.dtype}')
+
+
+def _without_ones(tensor: Tensor) -> tuple[int, ...]:
+    """Shape without trailing ones: linear layers may stand for 1 x 1 convolutions."""
+    shape = tuple(tensor.shape)
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _some(names: Iterable[str], limit: int = 3) -> str:
+    names = list(names)
+    shown = ', '.join(names[:limit])
+    return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'
+
+
+@torch.no_grad()
+def _fill(
+    network: nn.Module,
+    layers: Mapping[str, _KWLayer],
+    fused: Mapping[str, SplitQKV],
+    values: Mapping[str, Tensor],
+) -> dict[str, str]:
+    """Load the tensors of a plain network, and say where each went."""
+    state_dict = {name: value.clone() for name, value in network.state_dict().items()}
+    warehouses = {
+        module: name for name, module in _named_modules(network) if isinstance(module, Warehouse)
+    }
+    for name in warehouses.values():
+        state_dict[f'{name}.temperature'].fill_(1)
+
+    def put(name: str, value: Tensor) -> str:
+        layer, _, kind = name.rpartition('.')
+        if layer not in layers or kind != 'weight':
+            state_dict[name].copy_(value.reshape(state_dict[name].shape))
+            return name
+        partition = layers[layer].partition
+        cells_name = f'{warehouses[layers[layer].warehouse]}.cells'
+        cells, initial = state_dict[cells_name], partition.initial_cells
+        cells[list(initial)] = cut_kernel(value, partition, cells.shape[1:]).to(cells)
+        return f'{cells_name}: {len(initial)} cells, {initial[0]} to {initial[-1]}'
+
+    destinations = {}
+    for name, value in values.items():
+        layer, _, kind = name.rpartition('.')
+        if layer in fused:
+            query_key = f'{layer}.query_key.{kind}'
+            rows = len(state_dict[query_key])
+            parts = put(query_key, value[:rows]), put(f'{layer}.value.{kind}', value[rows:])
+            destinations[name] = ' and '.join(parts)
+        else:
+            destinations[name] = put(name, value)
+    network.load_state_dict(state_dict)
+    return destinations
