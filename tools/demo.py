@@ -205,6 +205,37 @@ def train_and_test(
     return trained, tested['scores']
 
 
+def warm_start(out: Path, digits: dict, made_from: list, fresh: bool) -> dict[str, dict]:
+    """Train a plain ResNet18, convert it, and anneal it in training for as long again.
+
+    Returns:
+        The scores of both, by name.
+    """
+    plain, plain_scores = train_and_test(
+        out / 'plain',
+        CLASSIFIER,
+        {**digits, 'model.backbone.budget': None},
+        {'custom_hooks': '[]'},
+        made_from,
+        fresh,
+    )
+    converted = out / 'plain/kw.pth'
+    tool = os.path.relpath(TOOLS / 'model_converters/plain_to_mmkw.py')
+    run_tool(
+        [sys.executable, tool, str(CLASSIFIER), plain['checkpoint'], str(converted)],
+        out / 'plain/plain_to_mmkw.log',
+    )
+    _, scores = train_and_test(
+        out / 'warm-start',
+        CLASSIFIER,
+        digits,
+        {'load_from': converted},
+        [*made_from, plain['made']],
+        fresh,
+    )
+    return {'plain ResNet18': plain_scores, 'KWResNet18 1x from the plain one': scores}
+
+
 def draw_predictions(config: Path, checkpoint: str, scenes: list[Path], out: Path) -> None:
     """Draw the detector's boxes and masks into scenes, four in a row.
 
@@ -253,10 +284,11 @@ def draw_predictions(config: Path, checkpoint: str, scenes: list[Path], out: Pat
     os.replace(beside, out)
 
 
-def result_table(pretrained: dict, finetuned: dict[str, dict]) -> str:
+def result_table(classifiers: dict[str, dict], finetuned: dict[str, dict]) -> str:
     """Format the scores of tools/test.py as a table."""
     rows = [('', 'top-1', 'box AP', 'box AP50', 'mask AP', 'mask AP50')]
-    rows.append(('KWResNet18 1x', f'{pretrained["accuracy/top1"]:.1f} %', '', '', '', ''))
+    for name, scores in classifiers.items():
+        rows.append((name, f'{scores["accuracy/top1"]:.1f} %', '', '', '', ''))
     for name, scores in finetuned.items():
         keys = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'segm_mAP_50')
         rows.append((name, '', *(f'{scores[f"coco/{key}"]:.3f}' for key in keys)))
@@ -292,6 +324,10 @@ def run_demo(args: argparse.Namespace) -> None:
         classifier, top1 = train_and_test(
             out / 'pretrain', CLASSIFIER, digits, {}, made_from, args.fresh
         )
+    classifiers = {'KWResNet18 1x': top1}
+    if args.warm_start:
+        with step('2/4  A plain ResNet18, and KWResNet18 1x from its weights, for comparison'):
+            classifiers.update(warm_start(out, digits, made_from, args.fresh))
     start_key = 'model.backbone.init_cfg'
     with step('3/4  Fine-tuning Mask R-CNN from it on scenes; the temperature is held at 0'):
         detector, scores = train_and_test(
@@ -325,7 +361,7 @@ def run_demo(args: argparse.Namespace) -> None:
             pictures[1],
         )
 
-    say(f'\n{result_table(top1, table)}\n')
+    say(f'\n{result_table(classifiers, table)}\n')
     say(f'  boxes and masks      {pictures[0]}')
     say(f'  loss, temperature    {pictures[1]}')
     say(f'  took                 {minutes(time.monotonic() - begin)}\n')
@@ -347,6 +383,11 @@ def main() -> None:
         '--from-scratch',
         action='store_true',
         help='fine-tune from random weights as well, to see what pretraining gives',
+    )
+    parser.add_argument(
+        '--warm-start',
+        action='store_true',
+        help='also train a plain ResNet18, convert its checkpoint and train KWResNet18 1x from it',
     )
     parser.add_argument(
         '--quick',

@@ -168,6 +168,40 @@ class KernelAttention(nn.Module):
         return torch.cat([before, own, after, zero], dim=-1) + bias
 
 
+def attention_parameters(
+    in_channels: int,
+    partition: KernelPartition,
+    reduction: Ratio = 1 / 16,
+    norm_layer: str | Callable[[int], nn.Module] = 'BatchNorm1d',
+    basis_ratio: Ratio | None = None,
+) -> int:
+    """Count the parameters of a :class:`KernelAttention` with these arguments, building none.
+
+    With ``h = max(int(in_channels * reduction), 16)`` hidden channels they are ``in_channels * h``
+    (and ``h`` biases, unless the norm is batch norm), those of the norm, and ``(h + 1) m (n + 1)``.
+    """
+    hidden, fixed = hidden_and_fixed(in_channels, reduction, norm_layer)
+    m, n, own = partition.num_mixtures, partition.num_cells, partition.num_own_cells
+    if basis_ratio is None:
+        return fixed + (hidden + 1) * m * (n + 1)
+    basis = max(int((n - own) * as_fraction('basis_ratio', basis_ratio)), _MIN_HIDDEN)
+    return fixed + hidden * m * (own + basis + 1) + basis * (n - own) + m * (n + 1)
+
+
+def hidden_and_fixed(
+    in_channels: int, reduction: Ratio, norm_layer: str | Callable[[int], nn.Module]
+) -> tuple[int, int]:
+    """The hidden width, and the parameters that do not depend on mixtures and cells."""
+    hidden = max(int(in_channels * as_fraction('reduction', reduction)), _MIN_HIDDEN)
+    norm = _norm_layer(norm_layer)(hidden)
+    bias = 0 if isinstance(norm, nn.modules.batchnorm._BatchNorm) else hidden
+    return hidden, in_channels * hidden + bias + count_parameters(norm)
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def _norm_layer(norm_layer: str | Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
     if callable(norm_layer):
         return norm_layer

@@ -9,9 +9,9 @@ from fractions import Fraction
 
 from torch import nn
 
-from .attention import _MIN_HIDDEN, _norm_layer
-from .layers import NormLayer, _KWLayer
-from .partition import KernelPartition, Ratio, WarehousePartition, as_fraction
+from .attention import attention_parameters, count_parameters
+from .layers import _KWLayer
+from .partition import WarehousePartition
 from .plan import Plan, WarehouseConfig, partition_network
 from .tracing import is_weighted
 
@@ -175,38 +175,6 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
             f'{attention / self.plain_parameters:.1%} of the plain network)'
         )
         return '\n'.join(lines)
-
-
-def attention_parameters(
-    in_channels: int,
-    partition: KernelPartition,
-    reduction: Ratio = 1 / 16,
-    norm_layer: NormLayer = 'BatchNorm1d',
-    basis_ratio: Ratio | None = None,
-) -> int:
-    """Count the parameters of a :class:`KernelAttention` with these arguments, building none.
-
-    With ``h = max(int(in_channels * reduction), 16)`` hidden channels they are ``in_channels * h``
-    (and ``h`` biases, unless the norm is batch norm), those of the norm, and ``(h + 1) m (n + 1)``.
-    """
-    hidden, fixed = hidden_and_fixed(in_channels, reduction, norm_layer)
-    m, n, own = partition.num_mixtures, partition.num_cells, partition.num_own_cells
-    if basis_ratio is None:
-        return fixed + (hidden + 1) * m * (n + 1)
-    basis = max(int((n - own) * as_fraction('basis_ratio', basis_ratio)), _MIN_HIDDEN)
-    return fixed + hidden * m * (own + basis + 1) + basis * (n - own) + m * (n + 1)
-
-
-def hidden_and_fixed(in_channels: int, reduction: Ratio, norm_layer: NormLayer) -> tuple[int, int]:
-    """The hidden width, and the parameters that do not depend on mixtures and cells."""
-    hidden = max(int(in_channels * as_fraction('reduction', reduction)), _MIN_HIDDEN)
-    norm = _norm_layer(norm_layer)(hidden)
-    bias = 0 if isinstance(norm, nn.modules.batchnorm._BatchNorm) else hidden
-    return hidden, in_channels * hidden + bias + count_parameters(norm)
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def in_channels_of(layer: nn.Module) -> int:

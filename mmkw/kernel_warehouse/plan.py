@@ -89,11 +89,11 @@ def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
             that is neither a convolution nor a linear layer.
     """
     modules = dict(network.named_modules())
-    layers = [name for name, module in modules.items() if _is_layer(module)]
+    layers = [name for name, module in modules.items() if is_layer(module)]
     matches: dict[str, str] = {}
     for pattern in patterns:
         if pattern in modules:
-            _kernel_shape(pattern, modules[pattern])
+            kernel_shape_of(pattern, modules[pattern])
             found = [pattern]
         else:
             found = [name for name in layers if fnmatchcase(name, pattern)]
@@ -135,7 +135,7 @@ def partition_network(network: nn.Module, plan: Plan) -> dict[str, WarehousePart
                     f'{warehouse!r}; name each layer once'
                 )
             users[name] = warehouse
-            kernel_shapes[warehouse][name] = _kernel_shape(name, network.get_submodule(name))
+            kernel_shapes[warehouse][name] = kernel_shape_of(name, network.get_submodule(name))
     partitions = {}
     for warehouse, config in plan.items():
         try:
@@ -225,13 +225,18 @@ def _places(network: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
     return places
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
     """Whether a plan can name the module."""
     return type(module) in KW_LAYERS or (isinstance(module, _KWLayer) and module.partition is None)
 
 
-def _kernel_shape(name: str, module: nn.Module) -> tuple:
-    if not _is_layer(module):
+def kernel_shape_of(name: str, module: nn.Module) -> tuple:
+    """``(out_channels, in_channels / groups, *kernel_size)``; the size of linear layers is 1.
+
+    Raises:
+        ValueError: if a plan cannot name the module.
+    """
+    if not is_layer(module):
         raise ValueError(
             f'layer {name!r} is a {type(module).__name__}; a plan takes plain '
             f'{", ".join(sorted({kind.__name__ for kind in KW_LAYERS}))} and KW layers with '

@@ -18,17 +18,16 @@ from typing import Any
 
 from torch import nn
 
+from .attention import count_parameters, hidden_and_fixed
 from .layers import CellRatio, NormLayer, default_cell_ratio
 from .network_plan import (
     NetworkPlan,
-    count_parameters,
     group_by_reason,
-    hidden_and_fixed,
     in_channels_of,
     shorten_names,
 )
 from .partition import Ratio, Shape, as_fraction
-from .plan import WarehouseConfig, _is_layer, _kernel_shape, apply_plan, match_layers
+from .plan import WarehouseConfig, apply_plan, is_layer, kernel_shape_of, match_layers
 from .tracing import Inputs, LayerTrace, tensors_in, trace_layers
 
 # Numbers of positions that differ by less count as one resolution: a class token more, or a
@@ -256,7 +255,7 @@ def _unusable(
             return outside_use
         if layer._parameters.get('weight') is None:
             return 'its weight is computed from others'
-        if not _is_layer(layer):
+        if not is_layer(layer):
             return f'a {type(layer).__name__} is no plain convolution or linear layer'
         if name not in wanted:
             return 'not among the layers asked for'
@@ -366,7 +365,7 @@ def _describe_layers(
             resolutions.append(positions)
     layers = []
     for name, module in usable.items():
-        shape, in_channels = _kernel_shape(name, module), in_channels_of(module)
+        shape, in_channels = kernel_shape_of(name, module), in_channels_of(module)
         layers.append(
             _Layer(
                 name=name,

@@ -29,15 +29,21 @@ def run_demo(folder, *options):
 def test_quick_demo_from_nothing_and_again(tmp_path):
     tmp_path = tmp_path / 'a folder'
     tmp_path.mkdir()
-    first = run_demo(tmp_path, '--quick', '--from-scratch')
+    first = run_demo(tmp_path, '--quick', '--from-scratch', '--warm-start')
     assert first.returncode == 0, first.stdout + first.stderr
     rows = {
         name: [float(number) for number in re.findall(r'\d+\.\d+', line)]
         for line in first.stdout.splitlines()
-        for name in ('KWResNet18 1x  ', 'Mask R-CNN from it', 'Mask R-CNN from random weights')
+        for name in (
+            'KWResNet18 1x  ',
+            'plain ResNet18',
+            'KWResNet18 1x from the plain one',
+            'Mask R-CNN from it',
+            'Mask R-CNN from random weights',
+        )
         if line.startswith(f'  {name}')
     }
-    assert [len(numbers) for numbers in rows.values()] == [1, 4, 4]
+    assert [len(numbers) for numbers in rows.values()] == [1, 1, 1, 4, 4]
     results = tmp_path / 'work_dirs/demo'
     finetuned = json.loads((results / 'finetune-test/finished.json').read_text())['scores']
     assert rows['Mask R-CNN from it'][0] == pytest.approx(finetuned['coco/bbox_mAP'], abs=6e-4)
@@ -47,6 +53,8 @@ def test_quick_demo_from_nothing_and_again(tmp_path):
     assert 'the temperature is held at 0' in log
     assert re.search(r'load backbone\. in model from: \S*pretrain/epoch_1\.pth', log)
     assert 'pretrain' not in (results / 'from-scratch/output.log').read_text()
+    log = (results / 'warm-start/output.log').read_text()
+    assert re.search(r'Load checkpoint from \S*plain/kw\.pth', log)
     assert cv2.imread(str(results / 'training.png')).shape[1] > 1000
     # Four scenes of 128 pixels, three times enlarged, each in a frame of 4.
     assert cv2.imread(str(results / 'predictions.png')).shape == (392, 4 * 392, 3)

@@ -58,9 +58,12 @@ def test_patterns_match_layers_only():
     plan = {'most': WarehouseConfig(['1.*', '[02]']), 'head': WarehouseConfig(['4'])}
     partitions = partition_network(make_network(), plan)
     assert list(partitions['most'].kernels) == ['0', '1.0', '2']
-    assert partitions['most'].kernels == partition_network(
-        make_network(), {'most': WarehouseConfig(['2', '0', '1.0'])}
-    )['most'].kernels
+    assert (
+        partitions['most'].kernels
+        == partition_network(make_network(), {'most': WarehouseConfig(['2', '0', '1.0'])})[
+            'most'
+        ].kernels
+    )
 
 
 class Twice(nn.Module):
@@ -84,7 +87,9 @@ def test_layers_of_two_names_are_replaced_under_both():
 
 def test_reading_the_weight_of_a_kw_layer_names_it():
     network = apply_plan(Twice(), {'all': WarehouseConfig(['linear'])})
-    with pytest.raises(AttributeError, match=r"layer 'linear' has no weight to read.* leave it out"):
+    with pytest.raises(
+        AttributeError, match=r"layer 'linear' has no weight to read.* leave it out"
+    ):
         network(torch.zeros(2, 8, 5, 5))
     assert not hasattr(network.linear, 'weight'), 'which initialisers ask for'
     with pytest.raises(AttributeError, match='KWConv2d has no weight'):

@@ -18,8 +18,8 @@ from mmkw.kernel_warehouse import (
     partition_kernels,
     partition_network,
 )
-from mmkw.kernel_warehouse.attention import KernelAttention
-from mmkw.kernel_warehouse.network_plan import NetworkPlan, attention_parameters
+from mmkw.kernel_warehouse.attention import KernelAttention, attention_parameters
+from mmkw.kernel_warehouse.network_plan import NetworkPlan
 from mmkw.kernel_warehouse.planning import complete_plan, plan_network, warehouse_network
 from mmkw.kernel_warehouse.tracing import trace_layers
 
