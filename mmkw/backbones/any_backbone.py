@@ -84,8 +84,8 @@ def build_kw_backbone(
             backbone=dict(type='mmpretrain.RegNet', arch='regnetx_800mf'),
             warehouse=dict(reduction=1 / 32),
             plan=dict(
-                three=dict(layers=['layer3.*.conv?.conv'], budget=2),
-                four=dict(layers=['layer4.*.conv1.conv', 'layer4.*.conv3.conv'])))
+                three=dict(layers=['layer3.*.conv[13]'], budget=2),
+                four=dict(layers=['layer4.*.conv[13]'])))
 
     Args:
         backbone: config of the plain backbone, of MMPretrain, MMDetection or any other registry
