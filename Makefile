@@ -3,14 +3,19 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two set-ups at once would get into each other's way
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-slow test-torch lint clean
 
 # OpenMP threads that wait should sleep: spinning, they slow training many times over wherever
 # another process needs the core.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
+TORCH_ENV = .venv-torch-$(TORCH)
+TORCH_TESTS := $(addprefix tests/test_checkpoints/test_,loading.py schemes.py saving.py \
+	publishing.py mutations.py)
+
 RUN_NEEDS := torch torchvision mmengine mmcv.ops mmdet mmpretrain sklearn matplotlib
+TEST_NEEDS := pytest tensorboard safetensors
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -35,12 +40,25 @@ demo: ## pretrain, fine-tune and evaluate on handwritten digits (options: DEMO_A
 	"$(PY)" tools/demo.py $(DEMO_ARGS)
 
 test: ## run the tests (options: PYTEST_ARGS=...)
-	$(call prepare,$(RUN_NEEDS) pytest tensorboard)
+	$(call prepare,$(RUN_NEEDS) $(TEST_NEEDS))
 	"$(PY)" -m pytest $(PYTEST_ARGS)
 
 test-slow: ## run the slow tests, which `make test` leaves out
-	$(call prepare,$(RUN_NEEDS) pytest tensorboard)
+	$(call prepare,$(RUN_NEEDS) $(TEST_NEEDS))
 	"$(PY)" -m pytest -m slow $(PYTEST_ARGS)
+
+# torch 2.x goes with torchvision 0.(x + 15). mmcv-lite has all that checkpoints need of mmcv.
+test-torch: ## run the tests of checkpoints with another torch, such as TORCH=2.1.2
+	@[[ "$(TORCH)" == 2.* ]] || { echo 'TORCH=$(TORCH): give a version, such as TORCH=2.1.2' >&2; exit 1; }
+	@set -e; [[ -f $(TORCH_ENV)/.complete ]] || { \
+		minor=$$(cut -d. -f2 <<<'$(TORCH)'); \
+		"$(or $(PYTHON),python3)" -m venv $(TORCH_ENV); \
+		sed -nE 's/^mmcv=/mmcv-lite=/; /^(mmengine|mmcv-lite|mmpretrain|pytest|setuptools)[=<]/p' \
+			requirements/tested.txt >$(TORCH_ENV)/requirements.txt; \
+		$(TORCH_ENV)/bin/python -m pip install -r $(TORCH_ENV)/requirements.txt 'torch===$(TORCH)' \
+			"torchvision==0.$$((minor + 15)).*" $$( ((minor > 2)) || echo 'numpy<2'); \
+		touch $(TORCH_ENV)/.complete; }
+	PYTHONPATH='$(CURDIR)' $(TORCH_ENV)/bin/python -m pytest $(TORCH_TESTS) $(PYTEST_ARGS)
 
 lint: ## check style and formatting with ruff
 	$(call prepare,ruff)

@@ -10,6 +10,7 @@ import json
 import math
 import zlib
 from argparse import Namespace
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,85 @@ def make_input(golden):
     rng = np.random.RandomState(2024)
     values = rng.standard_normal(size=golden['input_shape']).astype(np.float32)
     return torch.from_numpy(values)
+
+
+# The module whose output is a stage's; the ResNets and ConvNeXt call them as MMPretrain does.
+STAGES = {
+    'features.1': 'layer1',
+    'features.3': 'layer2',
+    'features.6': 'layer3',
+    'features.13': 'layer5',
+    'features.18': 'conv2',
+}
+CLASSIFIER = ('fc.', 'classifier.', 'norm.', 'head.')
+
+
+@contextmanager
+def stage_outputs(backbone, expected):
+    """Collects what the stages of a golden output compute, by their released names."""
+    stages = {}
+
+    def keep(name):
+        return lambda module, args, output: stages.update({name: output})
+
+    hooks = [
+        backbone.get_submodule(STAGES.get(name, name)).register_forward_hook(keep(name))
+        for name in expected['stages']
+    ]
+    yield stages
+    for hook in hooks:
+        hook.remove()
+
+
+def relative_error(actual, expected):
+    expected = torch.tensor(expected, dtype=torch.float64)
+    # ReLU zeroes some outputs altogether; they have to be zero here, too.
+    return ((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+
+
+def assert_stages_match(stages, expected, tolerance):
+    for name, golden in expected['stages'].items():
+        assert list(stages[name].shape) == golden['shape']
+        stage = stages[name].flatten(1)
+        assert relative_error(stage.norm(dim=1), golden['norm']) < tolerance
+        assert relative_error(stage[:, :4], golden['first4']) < tolerance
+
+
+def released_names(golden_name, names, is_classifier=True):
+    """What the release calls the tensors of a network, by their names here.
+
+    Both list them in the order of the modules, whatever they call them. A detector's backbone, in
+    the release as here, has norms of its stages' outputs where a classifier has its last layers.
+    """
+    released = [
+        name
+        for name, _ in load_golden(golden_name)['state_dict']
+        if not name.startswith('warehouse_manager.')
+        and (is_classifier or not name.startswith(CLASSIFIER))
+    ]
+    cells = [name for name in names if name.endswith('.cells')]
+    norms = [
+        name
+        for name in names
+        if not is_classifier and name.startswith(('norm0', 'norm1', 'norm2', 'norm3'))
+    ]
+    others = [
+        name
+        for name in names
+        if name not in cells and name not in norms and not name.endswith('.temperature')
+    ]
+    assert len(released) == len(others)
+    return {
+        **{name: f'warehouse_manager.weights.{number}' for number, name in enumerate(cells)},
+        **dict(zip(others, released)),
+        **{name: name for name in norms},
+    }
+
+
+def released_shape(name, shape):
+    """The release has convolutions where MMPretrain's ConvNeXt has linear layers."""
+    if name.endswith('gamma'):
+        return (1, *shape, 1, 1)
+    if name.endswith('.cells') and not name.startswith('head.'):
+        return (*shape[:3], 1, 1)
+    return tuple(shape)

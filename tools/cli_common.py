@@ -1,6 +1,7 @@
 """What tools/train.py and tools/test.py have in common: arguments, config and runner."""
 
 import argparse
+import datetime
 import os
 from contextlib import contextmanager
 
@@ -150,7 +151,9 @@ def _init_gloo(config):
             '--launcher pytorch needs the environment variables of torchrun; start with '
             'tools/dist_train.sh or tools/dist_test.sh'
         )
-    torch.distributed.init_process_group('gloo')
+    # How long a process waits for another one that does not answer, in seconds.
+    timeout = config.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+    torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
     wrapper = config.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,

@@ -1,4 +1,10 @@
-"""Train the model of a config, for classification and detection alike."""
+"""Train the model of a config, for classification and detection alike.
+
+However a run was stopped (by SIGTERM, as Slurm and torchrun do, by kill -9, by a power cut), the
+same command with --resume goes on from the last checkpoint and repeats what was trained since.
+"""
+
+import warnings
 
 from cli_common import (
     argument_parser,
@@ -11,6 +17,9 @@ from cli_common import (
     type_name,
 )
 from mmengine.device import get_device
+
+from mmkw.checkpoints import latest_checkpoint
+from mmkw.checkpoints.saving import remove_partial_files
 
 
 def parse_args(argv=None):
@@ -54,6 +63,17 @@ def apply_arguments(config, args):
         if args.resume != 'auto':
             check_file(args.resume, 'checkpoint')
             config.load_from = args.resume
+    if config.get('resume') and config.get('load_from') is None:
+        # MMEngine would take what the file last_checkpoint says, whatever became of that.
+        config.load_from = latest_checkpoint(config.work_dir)
+    hook = config.get('default_hooks', {}).get('checkpoint') or {}
+    if hook.get('max_keep_ckpts') == 1:
+        warnings.warn(
+            'default_hooks.checkpoint.max_keep_ckpts=1: MMEngine deletes the only checkpoint '
+            'before it writes the next one, so a run that is killed in between cannot be resumed; '
+            'keep 2',
+            stacklevel=2,
+        )
 
 
 def _enable_amp(config):
@@ -72,9 +92,10 @@ def _enable_amp(config):
 def main(argv=None):
     args = parse_args(argv)
     config = load_config(args)
-    apply_arguments(config, args)
-    check_data(config, 'train', 'val')
     with checkpoint_errors_in_one_line():
+        apply_arguments(config, args)
+        check_data(config, 'train', 'val')
+        remove_partial_files(config.work_dir)
         build_runner(config).train()
 
 

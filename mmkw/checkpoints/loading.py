@@ -3,10 +3,9 @@
 A torch checkpoint is a pickle, and a pickle is a program: it may name any function that Python
 can import and have it called. The unpickler here resolves only the names in this file's tables
 (:data:`_CALLABLE`, :data:`_NAMED`) and those a user adds with :func:`allow_classes`; nothing else
-is imported or called. Importing this module makes it MMEngine's loader of local files, so that
-``load_from``, ``--resume`` and ``init_cfg=dict(type='Pretrained', ...)`` use it. That also lets
-them work on torch 2.6 and newer, whose own restricted unpickler refuses the message hub in
-MMEngine's checkpoints.
+is imported or called. MMEngine reads all its checkpoints with it (see ``schemes.py``), which lets
+them load and resume on torch 2.6 and newer, too: torch's own restricted unpickler refuses the
+message hub in them.
 """
 
 from __future__ import annotations
@@ -19,15 +18,21 @@ import pickle
 import tarfile
 import types
 import zipfile
+import zlib
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
-from mmengine.runner.checkpoint import CheckpointLoader
+
+from .tensors import SUFFIX, checkpoint_from_bytes
 
 _ZIP_START = b'PK\x03\x04'
+_ZIP_END = b'PK\x05\x06'
+# That record, with the longest comment.
+_ZIP_END_LENGTH = 22 + 0xFFFF
 
 
 class CheckpointError(pickle.UnpicklingError):
@@ -39,11 +44,11 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 def load_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
-    """Read what ``torch.save`` wrote, admitting harmless classes only.
+    """Read what ``torch.save`` wrote, admitting harmless classes only, or a safetensors file.
 
     Args:
-        path: the file, in torch's zip format or in the stream format from before torch 1.6.
-            ``~`` is expanded.
+        path: the file, in torch's zip format, in the stream format from before torch 1.6, or, if
+            it ends in ``.safetensors``, in that format. ``~`` is expanded.
         map_location: where the tensors go, as in :func:`torch.load`. Defaults to ``'cpu'``.
 
     Returns:
@@ -54,32 +59,55 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
         IsADirectoryError: if ``path`` is a folder.
         UnsafeCheckpointError: if the file refers to a class or function that is not admitted
             (see :func:`allow_classes`), or uses pickle in a way that torch never does.
-        CheckpointError: if the file is empty, truncated, damaged or no checkpoint at all.
+        CheckpointError: if the file is empty, truncated, damaged or no checkpoint at all. The zip
+            format has checksums, which are verified; the others have none.
+        ImportError: if it ends in ``.safetensors`` and that package is not installed.
     """
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
         raise IsADirectoryError(f'{path} is a folder; expected the path of a checkpoint file in it')
     if not os.path.isfile(path):
         raise FileNotFoundError(f'checkpoint file {path} does not exist')
+    if path.endswith(SUFFIX):
+        return _load_safetensors(path, map_location)
     with open(path, 'rb') as file:
-        _check_format(path, file)
-        try:
-            with torch.sparse.check_sparse_tensor_invariants():
-                return torch.load(
-                    file,
-                    map_location=map_location,
-                    pickle_module=_RESTRICTED_PICKLE,
-                    weights_only=False,
-                    mmap=False,
-                )
-        except UnsafeCheckpointError as error:
-            raise UnsafeCheckpointError(f'{path} was not loaded: {error}') from None
-        except Exception as error:
-            raise CheckpointError(
-                f'{path} cannot be read as a checkpoint ({type(error).__name__}: {error}). '
-                'Expected a complete file written by torch.save; was it truncated, or is it '
-                'another kind of file?'
-            ) from error
+        return read_checkpoint(file, path, map_location)
+
+
+def _load_safetensors(path: str, map_location: Any) -> Any:
+    try:
+        checkpoint = checkpoint_from_bytes(Path(path).read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f'{path} cannot be read as a checkpoint: {error}') from error
+    if isinstance(map_location, (str, torch.device)):
+        for name, value in checkpoint['state_dict'].items():
+            checkpoint['state_dict'][name] = value.to(map_location)
+    return checkpoint
+
+
+def read_checkpoint(file: BinaryIO, name: str, map_location: Any = 'cpu') -> Any:
+    """:func:`load_checkpoint` for an open file that errors call ``name``."""
+    reader = _check_format(name, file)
+    try:
+        if reader is not None:
+            _verify_checksums(reader, file)
+        file.seek(0)
+        with torch.sparse.check_sparse_tensor_invariants():
+            return torch.load(
+                file,
+                map_location=map_location,
+                pickle_module=_RESTRICTED_PICKLE,
+                weights_only=False,
+                mmap=False,
+            )
+    except UnsafeCheckpointError as error:
+        raise UnsafeCheckpointError(f'{name} was not loaded: {error}') from None
+    except Exception as error:
+        raise CheckpointError(
+            f'{name} cannot be read as a checkpoint ({type(error).__name__}: {error}). '
+            'Expected a complete file written by torch.save; was it truncated or damaged, or is '
+            'it another kind of file?'
+        ) from error
 
 
 def allow_classes(*classes: Any) -> None:
@@ -104,44 +132,62 @@ def allow_classes(*classes: Any) -> None:
         _USER_ALLOWED[f'{cls.__module__}.{cls.__qualname__}'] = cls
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
-def load_from_local(filename: str, map_location: Any) -> Any:
-    """MMEngine's entry: :func:`load_checkpoint` for paths without a scheme such as ``http://``."""
-    return load_checkpoint(filename, map_location)
+def _check_format(name: str, file: BinaryIO) -> torch._C.PyTorchFileReader | None:
+    """Refuse files that torch would not read with the given unpickler, or not as a checkpoint.
 
-
-def _check_format(path: str, file: BinaryIO) -> None:
-    """Refuse files that torch would not read with the given unpickler, or not as a checkpoint."""
+    Returns what torch.load reads it with if it is a zip archive, rather than a pickle stream.
+    """
     start = file.read(len(_ZIP_START))
     file.seek(0)
     if not start:
-        raise CheckpointError(f'{path} is empty; expected a checkpoint written by torch.save')
+        raise CheckpointError(f'{name} is empty; expected a checkpoint written by torch.save')
     if start == _ZIP_START:
         try:
             # The reader that torch.load uses: another one might see other records in this file.
-            records = torch._C.PyTorchFileReader(file).get_all_records()
-        except (RuntimeError, OSError) as error:
+            reader = torch._C.PyTorchFileReader(file)
+            records = reader.get_all_records()
+        except Exception as error:
             what = (
-                'is a zip archive, but not one that torch.save wrote'
-                if zipfile.is_zipfile(path)
+                'is a zip archive, but damaged or not one that torch.save wrote'
+                if _has_directory(file)
                 else 'is truncated: the directory at the end of the archive is missing; copy or '
                 'download it again'
             )
-            raise CheckpointError(f'{path} {what}') from error
+            raise CheckpointError(f'{name} {what}') from error
         if 'constants.pkl' in records:
             raise CheckpointError(
-                f'{path} is a TorchScript archive, which is a program; expected a checkpoint. '
+                f'{name} is a TorchScript archive, which is a program; expected a checkpoint. '
                 'Save the state_dict() of the scripted model instead'
             )
         if 'data.pkl' not in records:
-            raise CheckpointError(f'{path} is a zip archive, but not one that torch.save wrote')
-        file.seek(0)
+            raise CheckpointError(f'{name} is a zip archive, but not one that torch.save wrote')
+        return reader
     # A tar archive is how torch wrote before 2017; it would be unpacked into a temporary folder.
-    elif start[:1] != pickle.PROTO or tarfile.is_tarfile(path):
+    if start[:1] != pickle.PROTO or tarfile.is_tarfile(file):
         raise CheckpointError(
-            f'{path} is not a checkpoint: it starts with {start!r}, but a file written by '
+            f'{name} is not a checkpoint: it starts with {start!r}, but a file written by '
             'torch.save is a zip archive or a pickle stream'
         )
+    file.seek(0)
+    return None
+
+
+def _has_directory(file: BinaryIO) -> bool:
+    """Whether the mark of a zip archive's directory is where it can be, near the end."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _ZIP_END_LENGTH))
+    return _ZIP_END in file.read()
+
+
+def _verify_checksums(reader: torch._C.PyTorchFileReader, file: BinaryIO) -> None:
+    """Compare what torch reads with the checksums in the archive, which it does not look at.
+
+    torch can write archives without checksums, but by default it does not.
+    """
+    with zipfile.ZipFile(file) as archive:
+        sums = {info.filename.partition('/')[2]: info.CRC for info in archive.infolist()}
+    for record in reader.get_all_records():
+        if zlib.crc32(reader.get_record(record)) != sums.get(record):
+            raise zipfile.BadZipFile(f'the checksum of {record} in it is wrong')
 
 
 def _latin1_bytes(text, encoding):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable, Union
 
+import torch
+from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
@@ -21,53 +26,112 @@ from .names import FORMATS, rename
 from .saving import save_checkpoint
 
 # Where released files hold state dicts; the first one that is there is the one to evaluate.
-_WEIGHTS = ('model_ema', 'model')
+_WEIGHTS = ('model_ema', 'model', 'state_dict')
 _WAREHOUSE = re.compile(r'warehouse_manager\.weights\.(\d+)')
+_BACKBONE = 'backbone.'
+# What the backbone of a detector carries along of the classifier that it was.
+_UNUSED = re.compile(r'(fc|classifier|norm|head)\.')
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_CLASSIFIER, _DETECTOR = 'ImageClassifier', 'MaskRCNN'
 # MobileNetV2's widths, by the channels of the stem.
 _WIDTHS = {32: 1.0, 16: 0.5}
+_MOBILENET_V2_CHANNELS = {1.0: (24, 32, 96, 1280), 0.5: (16, 16, 48, 1280)}
+_CONVNEXT_RELEASED = dict(budget=1, blocks_per_warehouse=None, reduction=1 / 16)
+_CONVNEXT_1X = dict(budget=1, blocks_per_warehouse=3, reduction=1 / 32)
+_CONVNEXT_3D4X = dict(budget=3 / 4, blocks_per_warehouse=3, reduction=1 / 32)
 _Path = Union[str, os.PathLike]
 _StateDict = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class ReleasedModel:
+    """What a released file holds, for mmkw.
+
+    Attributes:
+        checkpoint: ``state_dict`` and ``meta``, see :func:`convert_released`.
+        mapping: names of the released tensors that were used -> their names in ``state_dict``.
+        unused: names of the others, which only the classifier needs that a detector's backbone was.
+    """
+
+    checkpoint: dict[str, Any]
+    mapping: dict[str, str]
+    unused: list[str]
+
+
 def convert_released(src: _Path, dst: _Path | None = None, weights: str = 'auto') -> dict:
-    """Turn a released KernelWarehouse classifier into an mmkw checkpoint.
+    """Turn a released KernelWarehouse classifier or Mask R-CNN into an mmkw checkpoint.
 
     Which ResNet, MobileNetV2 or ConvNeXt it is, and of which budget, is found from names and
-    shapes, and the result is verified by loading it strictly into that classifier. It suits
-    ``load_from`` and strict loading in the classifier of the matching config, and
+    shapes, and the result is verified by loading it strictly into that classifier or detector. It
+    suits ``load_from`` and strict loading in the model of the matching config, and
     ``init_cfg=dict(type='Pretrained', checkpoint=dst, prefix='backbone.')`` in a detector's
     backbone.
 
+    The released detectors are of MMDetection 2. Neck and heads of its Mask R-CNN have the names
+    and numbers of MMDetection 3: since version 2.0 the background is the last class, boxes are as
+    wide as ``x2 - x1``, and heads after the proposals are in ``roi_head``. What changed is around
+    the state dict: the classes, which are in ``meta`` as ``dataset_meta``.
+
+    All floating-point tensors are float32 in the result, whatever they were.
+
     Args:
-        src: a released file: a pickled dict with the state dict under ``model`` and, if weights
-            were averaged in training, those under ``model_ema``; or such a state dict itself.
-            Read without running code from it.
-        dst: where to write the result, in one step. Defaults to ``None``, nowhere.
-        weights: ``'model'``, ``'model_ema'`` or, by default, ``'auto'``: the averaged weights, by
-            which the release is evaluated, where there are any.
+        src: a released file, a pickled dict with the state dict under ``model`` and, if weights
+            were averaged in training, those under ``model_ema``, or in MMDetection's files under
+            ``state_dict``; or such a state dict itself. Read without running code from it.
+        dst: where to write the result, in one step; in the safetensors format if it ends in
+            ``.safetensors``. Defaults to ``None``, nowhere.
+        weights: ``'model'``, ``'model_ema'``, ``'state_dict'`` or, by default, ``'auto'``: the
+            averaged weights, by which the release is evaluated, where there are any.
 
     Returns:
-        The mmkw checkpoint: ``state_dict`` and ``meta``, which has the configs of the ``backbone``
-        and the ``head``, the name of the ``source`` file, and the ``weights`` that were taken
-        (``None`` where the file is itself a state dict).
+        The mmkw checkpoint: ``state_dict`` and ``meta``. The latter has the class of the ``model``,
+        the configs of the ``backbone`` and of a classifier's ``head``, the file ``config`` for such
+        a model (``None`` if there is none) with the ``cfg_options`` it needs, a detector's
+        ``dataset_meta``; and where the weights came from: ``source``, the file's name,
+        ``source_sha256``, which of the ``weights`` in it were taken (``None`` where the file is
+        itself a state dict) and in which ``dtypes`` they were.
 
     Raises:
-        ValueError: if ``src`` holds no released classifier, or not the ``weights`` asked for; it
-            says which names or shapes are off.
+        ValueError: if ``src`` holds no released model, or not the ``weights`` asked for, or tensors
+            that are not finite or of a wrong type; it says which names, shapes or types are off.
         UnsafeCheckpointError: if its pickle asks for classes that checkpoints do not need.
         FileNotFoundError: if ``src`` or the folder of ``dst`` is missing.
+        ImportError: if ``dst`` ends in ``.safetensors`` and that package is not installed.
+    """
+    checkpoint = read_released(src, weights).checkpoint
+    if dst is not None:
+        save_checkpoint(checkpoint, dst)
+    return checkpoint
+
+
+def read_released(src: _Path, weights: str = 'auto') -> ReleasedModel:
+    """What :func:`convert_released` writes, and which tensor went where.
+
+    Args:
+        src, weights: see there, as for the errors raised.
     """
     checkpoint = load_checkpoint(src)
     try:
         weights, released = _select_weights(checkpoint, weights)
-        backbone, head, state_dict = _convert(released)
+        meta, state_dict, mapping = _convert(released)
+        if meta['model'] == _DETECTOR:
+            meta['dataset_meta'] = _coco_classes(checkpoint)
     except ValueError as error:
         raise ValueError(f'{src} cannot be converted: {error}') from error
-    meta = dict(backbone=backbone, head=head, source=os.path.basename(src), weights=weights)
-    checkpoint = dict(state_dict=state_dict, meta=meta)
-    if dst is not None:
-        save_checkpoint(checkpoint, dst)
-    return checkpoint
+    meta.update(
+        source=os.path.basename(src),
+        source_sha256=hashlib.sha256(Path(src).expanduser().read_bytes()).hexdigest(),
+        weights=weights,
+        dtypes=sorted(
+            {str(value.dtype) for value in released.values() if value.is_floating_point()}
+        ),
+    )
+    return ReleasedModel(
+        dict(state_dict=state_dict, meta=meta),
+        mapping=mapping,
+        unused=[name for name in released if name not in mapping],
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +145,9 @@ class _Family:
         find_size: from the renamed state dict to the arguments of the plain backbone.
         variants: for each network to try, the arguments that make the backbone KernelWarehouse,
             and those of a KernelWarehouse classifier; ``None`` if the classifier is plain.
-        out_channels: of a backbone.
+        in_detector: arguments of the backbone that a detector adds.
+        channels: of the four outputs in a detector, the last being the classifier's input, from
+            the arguments of the plain backbone.
     """
 
     backbone: type[nn.Module]
@@ -89,7 +155,8 @@ class _Family:
     names: Sequence[tuple]
     find_size: Callable[[_StateDict], dict[str, Any]]
     variants: Sequence[tuple[dict, dict | None]]
-    out_channels: Callable[[nn.Module], int]
+    in_detector: dict[str, Any]
+    channels: Callable[[dict], Sequence[int]]
 
 
 def _select_weights(checkpoint: Any, weights: str) -> tuple[str | None, _StateDict]:
@@ -107,98 +174,193 @@ def _select_weights(checkpoint: Any, weights: str) -> tuple[str | None, _StateDi
     ):
         found = list(state_dict)[:3] if isinstance(state_dict, Mapping) else type(state_dict)
         raise ValueError(
-            f'not a released KernelWarehouse checkpoint: expected a dict whose `model` holds '
-            f'tensors named warehouse_manager.weights.*, but found {found}'
+            f'not a released KernelWarehouse checkpoint: expected a dict whose `model` or '
+            f'`state_dict` holds tensors named warehouse_manager.weights.*, but found {found}'
         )
     for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(
-                f'expected tensors by name, but {name!r} is of type {type(value).__name__}'
-            )
+        _check_value(name, value)
     return weights, state_dict
 
 
-def _convert(released: _StateDict) -> tuple[dict, dict, dict[str, Tensor]]:
-    """The configs of backbone and head, and the state dict of the two."""
-    # Saved from DistributedDataParallel.
-    released = {name.removeprefix('module.'): value for name, value in released.items()}
-    family = _find_family(released)
-    cells, state_dict = _convert_names(released, family)
-    backbone, head, classifier = _build_classifier(family, cells, state_dict)
-    state_dict.update(zip(_warehouses(classifier), cells))
-    expected = classifier.state_dict()
-    for name, value in state_dict.items():
-        if name in expected and _same_but_ones(value, expected[name]):
-            state_dict[name] = value.reshape(expected[name].shape)
+def _check_value(name: Any, value: Any) -> None:
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        raise ValueError(
+            f'expected tensors by name, but {name!r} is of type {type(value).__name__}'
+        )
+    if value.layout != torch.strided or value.device.type == 'meta':
+        raise ValueError(f'{name} is no ordinary tensor, but {value.layout} on {value.device}')
+    if value.is_floating_point() and not value.float().isfinite().all():
+        raise ValueError(
+            f'{name} has values that are infinite, not a number or too large for float32; the file '
+            f'is damaged or its training diverged, so get another one'
+        )
+
+
+def _coco_classes(checkpoint: Mapping) -> dict[str, Any]:
+    """MMDetection's ``dataset_meta``, which all the released detectors share."""
+    # Classifiers are converted without MMDetection, too.
+    from mmdet.datasets import CocoDataset
+
+    meta = checkpoint.get('meta')
+    classes = meta.get('CLASSES') if isinstance(meta, Mapping) else None
+    expected = CocoDataset.METAINFO['classes']
+    if classes is not None and tuple(classes) != expected:
+        raise ValueError(
+            f"its meta['CLASSES'] are not COCO's 80: it has {len(classes)}, beginning with "
+            f'{tuple(classes[:3])} instead of {expected[:3]}'
+        )
+    return dict(CocoDataset.METAINFO)
+
+
+def _convert(released: _StateDict) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]:
+    """What the model is, its state dict, and the new names of the tensors in it."""
+    names = _without_module(released)
+    is_detector = any(name.startswith(_BACKBONE) for name in names.values())
+    targets = {}
+    if is_detector:
+        targets = {
+            name: target for name, target in names.items() if not target.startswith(_BACKBONE)
+        }
+        names = {
+            name: target[len(_BACKBONE) :]
+            for name, target in names.items()
+            if name not in targets and not _UNUSED.match(target[len(_BACKBONE) :])
+        }
+    family = _find_family(names.values())
+    cells, renamed = _convert_names(names, family)
+    targets.update(renamed)
+    meta, model = _build_model(
+        family,
+        _DETECTOR if is_detector else _CLASSIFIER,
+        [released[name] for name in cells],
+        {target: released[name] for name, target in targets.items()},
+    )
+    targets.update(zip(cells, _warehouses(model)))
+    expected = model.state_dict()
+    state_dict = {}
+    for name, target in targets.items():
+        value = released[name]
+        if target in expected:
+            value = _fit(name, value, expected[target])
+        state_dict[target] = value
     try:
         # The release stores no temperature; its models are trained, so it is 0, as in new ones.
-        classifier.load_state_dict(state_dict)
+        model.load_state_dict(state_dict)
     except (RuntimeError, ValueError) as error:
-        mismatch = ' '.join(str(error).split())
-        raise ValueError(f'it looks like {backbone}, but {mismatch}') from error
-    return backbone, head, dict(classifier.state_dict())
+        raise ValueError(
+            f'it looks like {meta["model"]} with {meta["backbone"]}, but is damaged or was changed '
+            f'since its release: {textwrap.shorten(str(error), 600)}'
+        ) from error
+    mapping = {name: targets[name] for name in released if name in targets}
+    return meta, dict(model.state_dict()), mapping
 
 
-def _find_family(released: _StateDict) -> _Family:
+def _without_module(names: Iterable[str]) -> dict[str, str]:
+    """Names without what DistributedDataParallel puts before them, by the names themselves."""
+    stripped = {name: name.removeprefix('module.') for name in names}
+    for name, short_name in stripped.items():
+        if name != short_name and short_name in stripped:
+            raise ValueError(f'{name} is there twice, with and without `module.`; remove one')
+    return stripped
+
+
+def _fit(name: str, value: Tensor, expected: Tensor) -> Tensor:
+    """A released tensor in the shape of the model's."""
+    types = _FLOATS if expected.is_floating_point() else _INTEGERS
+    if value.dtype not in types:
+        raise ValueError(
+            f'{name} is of type {value.dtype}; expected one of {", ".join(map(str, types))}'
+        )
+    return value.reshape(expected.shape) if _same_but_ones(value, expected) else value
+
+
+def _find_family(names: Iterable[str]) -> _Family:
+    names = list(names)
     families = [
-        family for family in _FAMILIES if any(name.startswith(family.mark) for name in released)
+        family for family in _FAMILIES if any(name.startswith(family.mark) for name in names)
     ]
     if len(families) != 1:
         found = ' and '.join(family.backbone.__name__ for family in families) or 'none'
         raise ValueError(
             f'expected names of one of {[family.backbone.__name__ for family in _FAMILIES]}, but '
-            f'found those of {found}: {list(released)[-3:]}'
+            f'found those of {found}: {names[-3:]}'
         )
     return families[0]
 
 
-def _convert_names(released: _StateDict, family: _Family) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The warehouses' cells in their order, and the other tensors under their new names."""
-    cells: dict[int, Tensor] = {}
-    state_dict: dict[str, Tensor] = {}
-    for name, value in released.items():
-        match = _WAREHOUSE.fullmatch(name)
+def _convert_names(names: Mapping[str, str], family: _Family) -> tuple[list[str], dict[str, str]]:
+    """Names of the cells in their order, and the new names of all other tensors."""
+    cells: dict[int, str] = {}
+    targets: dict[str, str] = {}
+    for name, inner in names.items():
+        match = _WAREHOUSE.fullmatch(inner)
         if match:
-            cells[int(match[1])] = value
-            continue
-        new_name = rename(name.replace('.attention.norm1.', '.attention.norm.'), family.names)
-        if new_name is None or new_name in state_dict:
-            what = 'unknown' if new_name is None else 'there twice, under two names'
+            is_known, is_new = True, int(match[1]) not in cells
+            cells[int(match[1])] = name
+        else:
+            target = rename(inner.replace('.attention.norm1.', '.attention.norm.'), family.names)
+            is_known, is_new = target is not None, target not in targets.values()
+            targets[name] = target
+        if not is_known or not is_new:
+            what = 'there twice, under two names' if is_known else 'unknown'
             raise ValueError(f'{name} of a {family.backbone.__name__} is {what}')
-        state_dict[new_name] = value
     if sorted(cells) != list(range(len(cells))):
         raise ValueError(f'expected warehouses numbered from 0, but found {sorted(cells)}')
-    return [cells[number] for number in sorted(cells)], state_dict
+    return [cells[number] for number in sorted(cells)], targets
 
 
-def _build_classifier(
-    family: _Family, cells: Sequence[Tensor], state_dict: _StateDict
-) -> tuple[dict, dict, nn.ModuleDict]:
-    """The family's network that has these warehouses: configs of backbone and head, and both."""
+def _build_model(
+    family: _Family, kind: str, cells: Sequence[Tensor], state_dict: _StateDict
+) -> tuple[dict[str, Any], nn.Module]:
+    """The family's model that has these warehouses, and what it is."""
     size = family.find_size(state_dict)
-    num_classes = _length(state_dict, 'head.fc.bias')
     fewest = None
     for backbone_options, head_options in family.variants:
-        backbone = dict(type=family.backbone.__name__, **size, **backbone_options)
-        classifier = nn.ModuleDict(dict(backbone=MODELS.build(backbone)))
-        head = dict(
-            type='mmpretrain.LinearClsHead' if head_options is None else 'KWLinearClsHead',
-            num_classes=num_classes,
-            in_channels=family.out_channels(classifier['backbone']),
-            **(head_options or {}),
+        meta = dict(
+            model=kind, backbone=dict(type=family.backbone.__name__, **size, **backbone_options)
         )
-        with DefaultScope.overwrite_default_scope('mmpretrain'):  # where its loss is found
-            classifier['head'] = MODELS.build(head)
-        differences = _differences(cells, _warehouses(classifier).values())
+        if kind == _DETECTOR:
+            model = _build_detector(family, meta['backbone'], family.channels(size))
+        else:
+            meta['head'] = dict(
+                type='mmpretrain.LinearClsHead' if head_options is None else 'KWLinearClsHead',
+                num_classes=_length(state_dict, 'head.fc.bias'),
+                in_channels=family.channels(size)[-1],
+                **(head_options or {}),
+            )
+            with DefaultScope.overwrite_default_scope('mmpretrain'):
+                model = MODELS.build(dict(type=kind, backbone=meta['backbone'], head=meta['head']))
+        differences = _differences(cells, _warehouses(model).values())
         if fewest is None or len(differences) < len(fewest):
-            fewest, nearest = differences, (backbone, head, classifier)
+            fewest, nearest = differences, (meta, model)
         if not differences:
+            meta['config'], meta['cfg_options'] = _find_config(kind, meta['backbone'])
             return nearest
     variants = [dict(**size, **options) for options, _ in family.variants]
     raise ValueError(
         f'no {family.backbone.__name__} of {variants} has these warehouses; nearest is '
-        f'{nearest[0]}, but {"; ".join(fewest[:3])}'
+        f'{nearest[0]["backbone"]}, but {"; ".join(fewest[:3])}'
     )
+
+
+def _build_detector(
+    family: _Family, backbone: dict[str, Any], channels: Sequence[int]
+) -> nn.Module:
+    """The Mask R-CNN of configs/coco, whose base is MMDetection's."""
+    config = get_config('mmdet::_base_/models/mask-rcnn_r50_fpn.py').model
+    config.backbone = dict(backbone, **family.in_detector)
+    config.neck.in_channels = list(channels)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(config)
+
+
+def _find_config(kind: str, backbone: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A config that has this model, with the options that it needs."""
+    folder = 'configs/coco' if kind == _DETECTOR else 'configs/imagenet'
+    for name, known, options in _CONFIGS[kind]:
+        if known == backbone:
+            return f'{folder}/{name}.py', dict(options)
+    return None, {}
 
 
 def _warehouses(network: nn.Module) -> dict[str, Tensor]:
@@ -240,6 +402,12 @@ def _resnet_size(state_dict: _StateDict) -> dict[str, Any]:
         f'no ResNet of a depth in {sorted(KWResNet.arch_settings)} has {found} '
         f'{"bottleneck" if has_bottleneck else "basic"} blocks'
     )
+
+
+def _resnet_channels(size: dict[str, Any]) -> list[int]:
+    block, _ = KWResNet.arch_settings[size['depth']]
+    expansion = 4 if block is Bottleneck else 1
+    return [channels * expansion for channels in (64, 128, 256, 512)]
 
 
 def _mobilenet_v2_size(state_dict: _StateDict) -> dict[str, Any]:
@@ -287,7 +455,8 @@ _FAMILIES = (
         names=[(r'fc\.', 'head.fc.'), (r'', 'backbone.')],
         find_size=_resnet_size,
         variants=[(dict(budget=budget), None) for budget in (1, 1 / 2, 1 / 4, 2, 4)],
-        out_channels=lambda backbone: backbone.feat_dim,
+        in_detector=dict(out_indices=(0, 1, 2, 3)),
+        channels=_resnet_channels,
     ),
     _Family(
         KWMobileNetV2,
@@ -299,18 +468,69 @@ _FAMILIES = (
             (dict(budget=4), None),
             (dict(budget=1 / 2), dict(budget=1 / 2, cell_ratio=(1, 1 / 40), reduction=1 / 32)),
         ],
-        out_channels=lambda backbone: backbone.out_channel,
+        in_detector=dict(out_indices=(1, 2, 4, 7)),
+        channels=lambda size: _MOBILENET_V2_CHANNELS[size['widen_factor']],
     ),
     _Family(
         KWConvNeXt,
         mark='stages.0.0.dwconv.',
-        names=FORMATS['ConvNeXt of its authors'],
+        # In detectors, every stage's output has a norm.
+        names=[(r'(norm[0-3]\.)', r'backbone.\1'), *FORMATS['ConvNeXt of its authors']],
         find_size=_convnext_size,
-        variants=[
-            (dict(budget=1, blocks_per_warehouse=None, reduction=1 / 16), None),
-            (dict(budget=1, blocks_per_warehouse=3, reduction=1 / 32), None),
-            (dict(budget=3 / 4, blocks_per_warehouse=3, reduction=1 / 32), None),
-        ],
-        out_channels=lambda backbone: backbone.channels[-1],
+        variants=[(_CONVNEXT_RELEASED, None), (_CONVNEXT_1X, None), (_CONVNEXT_3D4X, None)],
+        in_detector=dict(out_indices=(0, 1, 2, 3), gap_before_final_norm=False),
+        channels=lambda size: KWConvNeXt.arch_settings[size['arch']]['channels'],
     ),
 )
+
+
+def _resnet(depth: int, budget: float) -> dict[str, Any]:
+    return dict(type='KWResNet', depth=depth, budget=budget)
+
+
+def _mobilenet_v2(widen_factor: float, budget: float) -> dict[str, Any]:
+    return dict(type='KWMobileNetV2', widen_factor=widen_factor, budget=budget)
+
+
+def _convnext(options: dict[str, Any]) -> dict[str, Any]:
+    return dict(type='KWConvNeXt', arch='tiny', **options)
+
+
+# The config of each model, its backbone, and the options by which the config gets that one.
+_CONFIGS = {
+    _CLASSIFIER: [
+        ('kw-resnet18-1d4x_8xb512-300e_in1k', _resnet(18, 1 / 4), {}),
+        ('kw-resnet18-1d2x_8xb512-300e_in1k', _resnet(18, 1 / 2), {}),
+        ('kw-resnet18-1x_8xb512-300e_in1k', _resnet(18, 1), {}),
+        ('kw-resnet18-2x_8xb512-300e_in1k', _resnet(18, 2), {}),
+        ('kw-resnet18-4x_8xb512-300e_in1k', _resnet(18, 4), {}),
+        ('kw-resnet50-1d2x_8xb512-300e_in1k', _resnet(50, 1 / 2), {}),
+        ('kw-resnet50-1x_8xb512-300e_in1k', _resnet(50, 1), {}),
+        ('kw-resnet50-4x_8xb512-300e_in1k', _resnet(50, 4), {}),
+        ('kw-mobilenet-v2-w050-1d2x_8xb32-150e_in1k', _mobilenet_v2(0.5, 1 / 2), {}),
+        ('kw-mobilenet-v2-w050-1x_8xb32-150e_in1k', _mobilenet_v2(0.5, 1), {}),
+        ('kw-mobilenet-v2-w050-4x_8xb32-150e_in1k', _mobilenet_v2(0.5, 4), {}),
+        ('kw-mobilenet-v2-w100-1d2x_8xb32-150e_in1k', _mobilenet_v2(1.0, 1 / 2), {}),
+        ('kw-mobilenet-v2-w100-1x_8xb32-150e_in1k', _mobilenet_v2(1.0, 1), {}),
+        ('kw-mobilenet-v2-w100-4x_8xb32-150e_in1k', _mobilenet_v2(1.0, 4), {}),
+        ('kw-convnext-tiny-1x-released_8xb512-300e_in1k', _convnext(_CONVNEXT_RELEASED), {}),
+        ('kw-convnext-tiny-1x_8xb512-300e_in1k', _convnext(_CONVNEXT_1X), {}),
+        ('kw-convnext-tiny-3d4x_8xb512-300e_in1k', _convnext(_CONVNEXT_3D4X), {}),
+    ],
+    _DETECTOR: [
+        ('mask-rcnn_kw-resnet50-1x_fpn_ms-1x_coco', _resnet(50, 1), {}),
+        ('mask-rcnn_kw-resnet50-4x_fpn_ms-1x_coco', _resnet(50, 4), {}),
+        ('mask-rcnn_kw-mobilenet-v2-1x_fpn_ms-1x_coco', _mobilenet_v2(1.0, 1), {}),
+        ('mask-rcnn_kw-mobilenet-v2-4x_fpn_ms-1x_coco', _mobilenet_v2(1.0, 4), {}),
+        ('mask-rcnn_kw-convnext-tiny-1x_fpn_ms-1x_coco', _convnext(_CONVNEXT_1X), {}),
+        ('mask-rcnn_kw-convnext-tiny-3d4x_fpn_ms-1x_coco', _convnext(_CONVNEXT_3D4X), {}),
+        (
+            'mask-rcnn_kw-convnext-tiny-1x_fpn_ms-1x_coco',
+            _convnext(_CONVNEXT_RELEASED),
+            {
+                f'model.backbone.{name}': _CONVNEXT_RELEASED[name]
+                for name in ('blocks_per_warehouse', 'reduction')
+            },
+        ),
+    ],
+}

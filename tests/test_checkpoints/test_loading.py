@@ -1,6 +1,7 @@
 """Safe loading, against torch's own reader and against payloads that do work without it."""
 
 import argparse
+import contextlib
 import datetime
 import functools
 import os
@@ -279,6 +280,33 @@ def test_truncated(tmp_path, zipped):
         assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize('bits', [[4], pytest.param(range(8), marks=pytest.mark.slow)])
+def test_flipped_bits(tmp_path, bits):
+    """In every byte: the padding does not matter, and elsewhere it is noticed.
+
+    torch itself reads wrong weights then, as it does not look at the checksums.
+    """
+    path = tmp_path / 'flipped.pth'
+    saved = dict(weight=torch.randn(7), epochs=[1, 2])
+    torch.save(saved, path)
+    content = path.read_bytes()
+    wrong = refused = 0
+    for position in range(len(content)):
+        for bit in bits:
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                assert_same(load_checkpoint(path), saved)
+            except CheckpointError as error:
+                assert str(path) in str(error)
+                refused += 1
+                with contextlib.suppress(Exception):
+                    wrong += not torch.equal(read_by_torch(path)['weight'], saved['weight'])
+    assert refused > len(content) / 4 * len(bits)
+    assert wrong >= 28 * len(bits)
+
+
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
@@ -302,7 +330,9 @@ def test_other_archives(tmp_path):
     path = tmp_path / 'archive.zip'
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('folder/notes.txt', 'hello')
-    with pytest.raises(CheckpointError, match='zip archive, but not one that torch.save wrote'):
+    with pytest.raises(
+        CheckpointError, match='zip archive, but damaged or not one'
+    ):
         load_checkpoint(path)
 
     script = tmp_path / 'script.pth'

@@ -1,5 +1,7 @@
 """Released checkpoints, converted by the tool, against the released models' outputs."""
 
+import hashlib
+import inspect
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import load_golden, make_input, make_released_checkpoint
+from golden import (
+    assert_stages_match,
+    load_golden,
+    make_input,
+    make_released_checkpoint,
+    relative_error,
+    released_names,
+    released_shape,
+    stage_outputs,
+)
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import mmkw
+from mmkw.checkpoints import released
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'model_converters' / 'kernelwarehouse_to_mmkw.py'
@@ -28,14 +40,6 @@ GOLDEN = {
     'kw_convnext_tiny_1x': 'kw-convnext-tiny-1x-released_8xb512-300e_in1k.py',
 }
 CELLS, CELLS_RELEASED = 'backbone.warehouses.stem.cells', 'warehouse_manager.weights.0'
-# The module whose output is a stage's; the ResNets and ConvNeXt call them as MMPretrain does.
-STAGES = {
-    'features.1': 'layer1',
-    'features.3': 'layer2',
-    'features.6': 'layer3',
-    'features.13': 'layer5',
-    'features.18': 'conv2',
-}
 # In training mode at temperature 0, batch norms over four samples, one after the other, amplify
 # rounding in float64: moving input or weights in their last digits moves the outputs of these
 # networks by up to 3e-6, those of MobileNetV2 4x by up to 2e-5. The golden values, in float64
@@ -60,10 +64,14 @@ def convert(name, folder):
             for name, value in checkpoint['model'].items()
         }
     torch.save(checkpoint, folder / f'{name}-released.pth')
-    command = [sys.executable, TOOL, folder / f'{name}-released.pth', folder / f'{name}.pth']
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_tool(folder / f'{name}-released.pth', folder / f'{name}.pth')
     return golden, folder / f'{name}.pth'
+
+
+def run_tool(*arguments):
+    result = subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture(scope='module')
@@ -83,31 +91,10 @@ def build_classifier(config_name):
     return MODELS.build(config.model)
 
 
-def relative_error(actual, expected):
-    expected = torch.tensor(expected, dtype=torch.float64)
-    # ReLU zeroes some outputs altogether; they have to be zero here, too.
-    return ((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
-
-
 def assert_matches(classifier, x, expected, tolerance):
-    stages = {}
-
-    def keep(name):
-        return lambda module, args, output: stages.update({name: output})
-
-    hooks = [
-        classifier.backbone.get_submodule(STAGES.get(name, name)).register_forward_hook(keep(name))
-        for name in expected['stages']
-    ]
-    with torch.no_grad():
+    with torch.no_grad(), stage_outputs(classifier.backbone, expected) as stages:
         logits = classifier(x)
-    for hook in hooks:
-        hook.remove()
-    for name, golden in expected['stages'].items():
-        assert list(stages[name].shape) == golden['shape']
-        stage = stages[name].flatten(1)
-        assert relative_error(stage.norm(dim=1), golden['norm']) < tolerance
-        assert relative_error(stage[:, :4], golden['first4']) < tolerance
+    assert_stages_match(stages, expected, tolerance)
     assert relative_error(logits[:, :8], expected['logits_first8']) < tolerance
     assert relative_error(logits.norm(dim=1), expected['logits_norm']) < tolerance
 
@@ -119,6 +106,7 @@ def test_converted_checkpoint_matches_released_model(name, conversions):
     assert sum(p.numel() for p in classifier.parameters()) == golden['num_parameters']
     checkpoint = mmkw.checkpoints.load_checkpoint(path)
     classifier.load_state_dict(checkpoint['state_dict'], strict=True)
+    assert checkpoint['meta']['config'] == f'configs/imagenet/{GOLDEN[name]}'
     assert mmkw.get_temperature(classifier) == 0
 
     x = make_input(golden)
@@ -138,30 +126,18 @@ def test_converted_checkpoint_matches_released_model(name, conversions):
 
 
 def as_released(golden_name, backbone, head):
-    """A network's state dict under the names of a golden file.
-
-    Both list their tensors in the order of the modules, whatever they call them.
-    """
+    """A network's state dict under the names of a golden file, and under its own."""
     network = nn.ModuleDict(dict(backbone=MODELS.build(backbone), head=MODELS.build(head)))
     state_dict = {
         name: torch.rand(value.shape).to(value.dtype)
         for name, value in network.state_dict().items()
         if not name.endswith('.temperature')
     }
-    plain = [name for name in state_dict if not name.endswith('.cells')]
-    names = [name for name, _ in load_golden(golden_name)['state_dict']]
-    released_names = [name for name in names if not name.startswith('warehouse_manager.')]
-    assert len(released_names) == len(plain)
-    released = {}
-    for released_name, name in zip(released_names, plain):
-        value = state_dict[name]
-        released[released_name] = value.view(1, -1, 1, 1) if name.endswith('gamma') else value
-    for number, name in enumerate(name for name in state_dict if name.endswith('.cells')):
-        value = state_dict[name]
-        if name.startswith('backbone.'):
-            value = value.view(*value.shape[:3], 1, 1)
-        released[f'warehouse_manager.weights.{number}'] = value
-    return released, state_dict
+    weights = {
+        released_name: state_dict[name].view(released_shape(name, state_dict[name].shape))
+        for name, released_name in released_names(golden_name, state_dict).items()
+    }
+    return weights, state_dict
 
 
 def plain_head(in_channels):
@@ -197,12 +173,26 @@ OTHERS = {
 IN_CHANNELS = dict(KWResNet=512, KWMobileNetV2=1280, KWConvNeXt=768)
 
 
+@pytest.mark.parametrize(
+    ('kind', 'folder'), [('ImageClassifier', 'imagenet'), ('MaskRCNN', 'coco')]
+)
+def test_configs_that_are_named_have_the_backbones(kind, folder):
+    for name, backbone, options in released._CONFIGS[kind]:
+        config = Config.fromfile(CONFIGS / folder / f'{name}.py')
+        config.merge_from_dict(options)
+        actual = config.model.backbone
+        defaults = inspect.signature(MODELS.get(actual.type)).parameters
+        for key, value in backbone.items():
+            default = defaults[key].default if key in defaults else None
+            assert actual.get(key, default) == value, (name, key)
+
+
 @pytest.mark.parametrize(('golden_name', 'backbone'), OTHERS.values(), ids=OTHERS)
 def test_other_networks_of_the_paper_are_told_apart(golden_name, backbone, tmp_path):
     has_kw_head = golden_name == 'kw_mobilenetv2_050_1d2x'
     head = KW_HEAD if has_kw_head else plain_head(IN_CHANNELS[backbone['type']])
-    released, expected = as_released(golden_name, backbone, head)
-    torch.save(dict(model=released), tmp_path / 'released.pth')
+    weights, expected = as_released(golden_name, backbone, head)
+    torch.save(dict(model=weights), tmp_path / 'released.pth')
     checkpoint = mmkw.checkpoints.convert_released(tmp_path / 'released.pth')
     assert backbone.items() <= checkpoint['meta']['backbone'].items()
     assert checkpoint['meta']['head'] == head
@@ -241,12 +231,9 @@ def test_averaged_weights_are_taken_where_there_are_any(released_file, tmp_path)
         for new, old in [('head.fc.bias', 'classifier.bias'), (CELLS, CELLS_RELEASED)]:
             assert torch.equal(converted['state_dict'][new], expected[old])
 
-    command = [sys.executable, TOOL, tmp_path / 'both.pth', tmp_path / 'mmkw.pth']
-    result = subprocess.run(
-        [*command, '--weights', 'model'], check=True, capture_output=True, text=True
-    )
-    assert 'KWMobileNetV2(widen_factor=0.5, budget=1)' in result.stdout
-    assert 'tensors from model ->' in result.stdout
+    out = run_tool(tmp_path / 'both.pth', tmp_path / 'mmkw.pth', '--weights', 'model')
+    assert 'KWMobileNetV2(widen_factor=0.5, budget=1)' in out
+    assert 'tensors from model ->' in out
     converted = mmkw.checkpoints.load_checkpoint(tmp_path / 'mmkw.pth')
     assert converted['meta']['weights'] == 'model'
     assert torch.equal(converted['state_dict'][CELLS], last[CELLS_RELEASED])
@@ -255,7 +242,9 @@ def test_averaged_weights_are_taken_where_there_are_any(released_file, tmp_path)
 def test_weights_that_are_not_there_are_refused(released_file, tmp_path):
     with pytest.raises(ValueError, match=r"has no 'model_ema', only \['model', 'optimizer'"):
         mmkw.checkpoints.convert_released(released_file(), tmp_path / 'a.pth', 'model_ema')
-    with pytest.raises(ValueError, match=r"one of \('auto', 'model_ema', 'model'\).* 'ema'"):
+    with pytest.raises(
+        ValueError, match=r"one of \('auto', 'model_ema', 'model', 'state_dict'\).* 'ema'"
+    ):
         mmkw.checkpoints.convert_released(released_file(), tmp_path / 'a.pth', 'ema')
     assert not (tmp_path / 'a.pth').exists()
 
@@ -315,6 +304,20 @@ def put(**shapes):
     return lambda state_dict: state_dict.update(
         {name.replace('__', '.'): torch.zeros(shape) for name, shape in shapes.items()}
     )
+
+
+def set_value(name, value):
+    """An edit that spoils one number of a tensor."""
+
+    def edit(state_dict):
+        state_dict[name] = state_dict[name].clone().to(torch.float64)
+        state_dict[name].view(-1)[-1] = value
+
+    return edit
+
+
+def retype(name, dtype):
+    return lambda state_dict: state_dict.update({name: state_dict[name].to(dtype)})
 
 
 def swap_warehouses(state_dict):
@@ -385,6 +388,42 @@ DAMAGES = {
         put(layer1__0__conv1__weight=(64, 64, 3, 3)),
         r'looks like .*plain kernel, backbone\.layer1\.0\.conv1\.weight',
     ),
+    'one tensor with and without the prefix of distributed training': (
+        RESNET,
+        put(module__bn1__bias=64),
+        r'module\.bn1\.bias is there twice, with and without',
+    ),
+    'one warehouse with and without it': (
+        RESNET,
+        put(module__warehouse_manager__weights__3=(27, 512, 512, 1, 1)),
+        r'module\.warehouse_manager\.weights\.3 is there twice, with and without',
+    ),
+    'not a number': (
+        RESNET,
+        set_value('warehouse_manager.weights.2', float('nan')),
+        r'warehouse_manager\.weights\.2 has values that are infinite, not a number',
+    ),
+    'infinite': (MOBILENET, set_value('classifier.bias', float('inf')), r'classifier\.bias has v'),
+    'too large': (RESNET, set_value('fc.bias', 1e300), r'fc\.bias has .* too large for float32'),
+    'integers': (
+        RESNET,
+        retype('warehouse_manager.weights.0', torch.int32),
+        r'warehouse_manager\.weights\.0 is of type torch\.int32; expected one of torch\.float16',
+    ),
+    'truth values': (RESNET, retype('bn1.weight', torch.bool), r'bn1\.weight .* torch\.bool'),
+    'complex': (RESNET, retype('fc.weight', torch.complex64), r'fc\.weight .* torch\.complex64'),
+    'counter of another type': (
+        RESNET,
+        retype('bn1.num_batches_tracked', torch.float32),
+        r'bn1\.num_batches_tracked is of type torch\.float32; expected one of torch\.uint8',
+    ),
+    'no values': (
+        RESNET,
+        lambda state_dict: state_dict.update(
+            {'fc.weight': torch.zeros(1000, 512, dtype=torch.float32).to_sparse()}
+        ),
+        r'fc\.weight is no ordinary tensor, but torch\.sparse_coo',
+    ),
     'no tensor': (
         RESNET,
         lambda state_dict: state_dict.update({'bn1.bias': 'zeros'}),
@@ -402,6 +441,58 @@ def test_damage_is_named(released_file, tmp_path, name, edit, message):
         mmkw.checkpoints.convert_released(tmp_path / 'edited.pth', tmp_path / 'mmkw.pth')
     assert str(tmp_path / 'edited.pth') in str(error.value)
     assert not (tmp_path / 'mmkw.pth').exists()
+
+
+@pytest.fixture
+def half_file(released_file, tmp_path):
+    """A released file in half precision, but for one tensor that is in double."""
+    weights = mmkw.checkpoints.load_checkpoint(released_file(MOBILENET))['model']
+    for name, value in weights.items():
+        if value.is_floating_point():
+            weights[name] = value.double() if name == 'classifier.bias' else value.half()
+    torch.save(dict(model=weights), tmp_path / 'half.pth')
+    return tmp_path / 'half.pth'
+
+
+def test_half_precision_is_cast(half_file):
+    half = mmkw.checkpoints.load_checkpoint(half_file)['model']
+    converted = mmkw.checkpoints.convert_released(half_file)
+    assert converted['meta']['dtypes'] == ['torch.float16', 'torch.float64']
+    assert {value.dtype for value in converted['state_dict'].values()} == {
+        torch.float32,
+        torch.int64,
+    }
+    for new, old in [('head.fc.bias', 'classifier.bias'), (CELLS, CELLS_RELEASED)]:
+        assert torch.equal(converted['state_dict'][new], half[old].float())
+
+
+def test_dry_run_shows_every_tensor_and_writes_nothing(half_file, tmp_path):
+    out = run_tool('--dry-run', half_file, tmp_path / 'mmkw.pth').splitlines()
+    assert [path.name for path in tmp_path.iterdir()] == [half_file.name]
+    shown = dict(line.split(' -> ') for line in out if ' -> ' in line)
+    state_dict = mmkw.checkpoints.convert_released(half_file)['state_dict']
+    weights = mmkw.checkpoints.load_checkpoint(half_file)['model']
+    *mapping, last = shown
+    assert mapping == list(weights)
+    assert shown[CELLS_RELEASED] == f'{CELLS} (9, 16, 3, 1, 1)'
+    targets = set()
+    for name in mapping:
+        target, shape = shown[name].split(' ', 1)
+        targets.add(target)
+        assert shape == str(tuple(state_dict[target].shape))
+        assert torch.equal(state_dict[target].flatten(), weights[name].flatten().float())
+    assert targets == {name for name in state_dict if not name.endswith('.temperature')}
+    assert f'config: configs/imagenet/{GOLDEN[MOBILENET]}' in out
+    assert 'cast to torch.float32: torch.float16, torch.float64' in out
+    assert 'ImageClassifier with KWMobileNetV2(widen_factor=0.5, budget=1)' in last
+    assert shown[last] == 'nothing written (dry run)'
+
+
+def test_says_where_the_weights_came_from(released_file):
+    meta = mmkw.checkpoints.convert_released(released_file())['meta']
+    assert (meta['source'], meta['weights']) == ('kw_resnet18_1x', 'model')
+    assert meta['source_sha256'] == hashlib.sha256(released_file().read_bytes()).hexdigest()
+    assert (meta['model'], meta['cfg_options']) == ('ImageClassifier', {})
 
 
 def test_tool_says_in_one_line_what_is_wrong(tmp_path):

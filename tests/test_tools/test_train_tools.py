@@ -548,7 +548,7 @@ def test_mixed_precision(folder, tools):
     assert 'ApexOptimWrapper' in error
 
 
-def test_arguments_change_the_config(folder, tools):
+def test_arguments_change_the_config(folder, single, tools):
     tool, tiny = tools('train'), folder / 'tiny.py'
     config = changed_config(tool, tiny)
     assert config.work_dir == os.path.join('.', 'work_dirs', 'tiny')
@@ -560,6 +560,8 @@ def test_arguments_change_the_config(folder, tools):
     config = changed_config(tool, tiny, '--resume', tiny, '--work-dir=w', '--no-validate')
     assert config.resume is True and config.load_from == str(tiny) and config.work_dir == 'w'
     assert config.val_cfg is config.val_dataloader is config.val_evaluator is None
+    options = ['--work-dir', single, '--cfg-options', 'resume=True']
+    assert changed_config(tool, tiny, *options).load_from == str(single / 'epoch_4.pth')
     assert 'collate_fn' not in changed_config(tool, folder / 'detector.py').train_dataloader
 
     tool = tools('test')
@@ -569,6 +571,13 @@ def test_arguments_change_the_config(folder, tools):
     assert config.model.module.type == 'ImageClassifier'
     flips, (pack,) = config.test_dataloader.dataset.pipeline[-1].transforms
     assert [flip.prob for flip in flips] == [1, 0] and pack.type == 'PackInputs'
+
+
+def test_keeping_one_checkpoint_only_is_risky(folder, tools):
+    hooks = dict(checkpoint=dict(type='CheckpointHook', max_keep_ckpts=1))
+    (folder / 'risky.py').write_text(f"_base_ = './tiny.py'\ndefault_hooks = {hooks}\n")
+    with pytest.warns(UserWarning, match='max_keep_ckpts=1.*keep 2'):
+        changed_config(tools('train'), folder / 'risky.py')
 
 
 def test_shell_scripts_say_how_to_use_them(folder):

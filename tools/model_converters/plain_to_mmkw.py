@@ -28,7 +28,9 @@ def parse_args():
         'ConvNeXt or DeiT, as torch.save wrote it',
     )
     parser.add_argument(
-        'dst', nargs='?', help='where to write the result; not needed with --dry-run'
+        'dst',
+        nargs='?',
+        help='where to write the result (.pth or .safetensors); not needed with --dry-run',
     )
     parser.add_argument(
         '--dry-run', action='store_true', help='show what goes where, and write nothing'
@@ -86,7 +88,7 @@ def main():
         checkpoint, result = convert_plain(
             build_model(args), args.src, None if args.dry_run else args.dst
         )
-    except (ValueError, OSError, pickle.UnpicklingError) as error:
+    except (ValueError, OSError, ImportError, pickle.UnpicklingError) as error:
         sys.exit(f'error: {error}')
     if args.dry_run:
         for name, target in result.mapping.items():

@@ -1,0 +1,174 @@
+"""Whole files only, and the checkpoint that a run resumes from."""
+
+import os
+import resource
+import signal
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+from mmengine.fileio import dump, get_file_backend
+from test_loading import toy_runner
+
+from mmkw.checkpoints import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from mmkw.checkpoints.saving import remove_partial_files
+
+
+@contextmanager
+def full_disk():
+    """No file can grow beyond 10 kB, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda content, path: save_checkpoint(content, path),
+        lambda content, path: dump(content, str(path), file_format='pkl'),
+        lambda content, path: get_file_backend(str(path)).put(bytes(20_000), path),
+        lambda content, path: get_file_backend(backend_args=dict(backend='local')).put(
+            bytes(20_000), str(path)
+        ),
+    ],
+    ids=['save_checkpoint', 'dump', 'by_path', 'by_name'],
+)
+def test_failed_write_leaves_the_earlier_file(write, tmp_path):
+    path = tmp_path / 'file.pth'
+    path.write_bytes(b'earlier')
+    with pytest.raises((OSError, RuntimeError)), full_disk():
+        write(dict(weight=torch.zeros(5000)), path)
+    assert path.read_bytes() == b'earlier'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_backend_creates_the_folder_and_replaces_files(tmp_path):
+    path = tmp_path / 'a' / 'b' / 'file.bin'
+    for content in (b'first', b'second'):
+        get_file_backend(str(path)).put(content, str(path))
+        assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_partial_files_are_removed(tmp_path):
+    for name in ('.epoch_3.pth.123.partial', 'epoch_2.pth', '.hidden', 'notes.partial'):
+        (tmp_path / name).touch()
+    remove_partial_files(tmp_path)
+    remove_partial_files(tmp_path / 'none')
+    assert {path.name for path in tmp_path.iterdir()} == {'epoch_2.pth', '.hidden', 'notes.partial'}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a finished run: checkpoints of three epochs."""
+    folder = tmp_path / tmp_path.name
+    toy_runner(folder, epochs=3).train()
+    for epoch in (1, 2, 3):
+        os.utime(folder / f'epoch_{epoch}.pth', (epoch, epoch))
+    return folder
+
+
+def truncate(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip(path):
+    """One bit of a weight, which torch itself would not notice."""
+    content = bytearray(path.read_bytes())
+    weight = load_checkpoint(path)['state_dict']['layers.0.weight'].numpy().tobytes()
+    content[content.index(weight) + 5] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_last_one_without_a_word(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert latest_checkpoint(run) == str(run / 'epoch_3.pth')
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (truncate, 'epoch_3.pth is truncated'),
+        (flip, 'epoch_3.pth cannot be read .*checksum of data/'),
+        (os.unlink, 'epoch_3.pth does not exist'),
+    ],
+)
+def test_falls_back_to_the_newest_complete_one(damage, message, run):
+    damage(run / 'epoch_3.pth')
+    # Newer, but without the optimizer's state, a run would not go on the same from it.
+    best = load_checkpoint(run / 'epoch_1.pth')
+    del best['optimizer']
+    torch.save(best, run / 'best_accuracy_epoch_1.pth')
+    with pytest.warns(UserWarning, match=f'resuming from .*epoch_2.pth, since .*{message}'):
+        assert latest_checkpoint(run) == str(run / 'epoch_2.pth')
+
+
+def test_killed_while_noting_the_last_one(run):
+    (run / 'last_checkpoint').write_text('')
+    with pytest.warns(UserWarning, match='epoch_3.pth, since .*last_checkpoint is empty'):
+        assert latest_checkpoint(run) == str(run / 'epoch_3.pth')
+    (run / 'last_checkpoint').unlink()
+    assert latest_checkpoint(run) == str(run / 'epoch_3.pth')
+
+
+def test_checkpoints_elsewhere(run, tmp_path):
+    """CheckpointHook(out_dir=...) saves in another folder than the work dir."""
+    run.rename(tmp_path / 'out')
+    run.mkdir()
+    (run / 'last_checkpoint').write_text(str(tmp_path / 'out' / 'epoch_3.pth'))
+    assert latest_checkpoint(run) == str(tmp_path / 'out' / 'epoch_3.pth')
+    truncate(tmp_path / 'out' / 'epoch_3.pth')
+    with pytest.warns(UserWarning):
+        assert latest_checkpoint(run) == str(tmp_path / 'out' / 'epoch_2.pth')
+    (run / 'last_checkpoint').write_text('s3://bucket/epoch_3.pth')
+    assert latest_checkpoint(run) == 's3://bucket/epoch_3.pth'
+
+
+def test_nothing_to_resume_from(run, tmp_path):
+    assert latest_checkpoint(tmp_path / 'none') is None
+    (tmp_path / 'new').mkdir()
+    torch.save(dict(weight=torch.ones(1)), tmp_path / 'new' / 'pretrained.pth')
+    assert latest_checkpoint(tmp_path / 'new') is None
+
+    for path in run.glob('*.pth'):
+        truncate(path)
+    with pytest.raises(CheckpointError) as error:
+        latest_checkpoint(run)
+    for part in ('no complete checkpoint', 'epoch_1.pth', 'epoch_3.pth', 'remove'):
+        assert part in str(error.value)
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ('true',)
+
+
+@pytest.mark.parametrize('name', ['epoch_3.pth', 'epoch_2.pth'])
+def test_classes_that_are_not_admitted_are_no_damage(name, run):
+    if name == 'epoch_2.pth':
+        (run / 'epoch_3.pth').unlink()
+    torch.save(Payload(), run / name)
+    with pytest.raises(UnsafeCheckpointError, match='posix.system'):
+        latest_checkpoint(run)

@@ -1,0 +1,36 @@
+"""Reduce a checkpoint of a training run to what others need, with a hash in its name."""
+
+import argparse
+import os
+import pickle
+import sys
+
+from mmkw.checkpoints import publish_checkpoint
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description='Publish a checkpoint: its weights and metadata only, with the first 8 digits '
+        "of the file's SHA-256 in its name. The file is read without running code from it."
+    )
+    parser.add_argument('src', help='checkpoint of a run')
+    parser.add_argument('dst', help='name of the result, without the hash, such as model.pth')
+    parser.add_argument(
+        '--no-ema',
+        action='store_true',
+        help='publish the weights that the optimizer moved instead of their averages',
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    try:
+        path = publish_checkpoint(args.src, args.dst, use_ema=not args.no_ema)
+    except (ValueError, OSError, pickle.UnpicklingError) as error:
+        sys.exit(f'error: {error}')
+    print(f'{args.src} -> {path} ({os.path.getsize(path) / 1e6:.1f} MB)')
+
+
+if __name__ == '__main__':
+    main()
