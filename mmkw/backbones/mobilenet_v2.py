@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import MobileNetV2
 from torch import nn
 
-from ..kernel_warehouse.layers import NormLayer, default_cell_ratio
+from ..kernel_warehouse.layers import NormLayer
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone
@@ -102,11 +102,9 @@ def mobilenet_v2_plan(
 
     def config(warehouse: str, names: list[str]) -> WarehouseConfig:
         is_pointwise = warehouse.endswith(('_pointwise', '_expand', '_reduce'))
-        own_budget = budget if is_pointwise else max(budget, 1)
         return WarehouseConfig(
             names,
-            budget=own_budget,
-            cell_ratio=default_cell_ratio(own_budget),
+            budget=budget if is_pointwise else max(budget, 1),
             reduction=reduction,
             norm_layer=norm_layer,
         )

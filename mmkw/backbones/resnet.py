@@ -7,8 +7,8 @@ from mmpretrain.models.backbones import ResNet
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from ..kernel_warehouse.layers import CellRatio, NormLayer, default_cell_ratio
-from ..kernel_warehouse.partition import Ratio, as_fraction
+from ..kernel_warehouse.layers import NormLayer
+from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone, set_drop_path
 
@@ -82,8 +82,6 @@ class KWResNet(WarehouseBackbone, ResNet):
             set_drop_path(blocks, kwargs.get('drop_path_rate', 0.0))
         if budget is None:
             return
-        if cell_ratio is None:
-            cell_ratio = default_cell_ratio(budget)
         if basis_ratio == 'auto':
             has_basis = self.block is Bottleneck and as_fraction('budget', budget) < 1
             basis_ratio = 1 / 16 if has_basis else None

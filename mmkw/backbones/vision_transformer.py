@@ -8,8 +8,8 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
-from ..kernel_warehouse.layers import CellRatio, NormLayer, default_cell_ratio
-from ..kernel_warehouse.partition import Ratio, as_fraction
+from ..kernel_warehouse.layers import NormLayer
+from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone
 
@@ -178,11 +178,10 @@ def vision_transformer_plan(
         )
 
     def config(warehouse: str, names: list[str]) -> WarehouseConfig:
-        own_budget = budgets[warehouse.rstrip('0123456789')]
         return WarehouseConfig(
             names,
-            budget=own_budget,
-            cell_ratio=default_cell_ratio(own_budget) if cell_ratio is None else cell_ratio,
+            budget=budgets[warehouse.rstrip('0123456789')],
+            cell_ratio=cell_ratio,
             reduction=reduction,
             norm_layer=norm_layer,
         )

@@ -19,6 +19,7 @@ from ..kernel_warehouse.warehouse import Warehouse
 from .loading import load_checkpoint
 from .names import FORMATS, rename
 from .saving import save_checkpoint
+from .values import FLOATS, check_values
 
 # Where checkpoints hold their state dict. Averaged weights are the ones to evaluate; MMEngine
 # keeps those in `state_dict`.
@@ -30,7 +31,6 @@ _KW_NAME = re.compile(r'(^|\.)warehouse(s|_manager)?\.')
 _OUTPUT_NORM = re.compile(r'backbone\.norm[0-2]\.(weight|bias)')
 # Files from before torch 0.4.1, and those converted from Caffe, do not count batches.
 _COUNTER = '.num_batches_tracked'
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _Path = Union[str, os.PathLike]
 
 
@@ -372,8 +372,7 @@ def _is_of_other_length(value: Tensor, expected: Tensor) -> bool:
 
 
 def _check_tensor(name: str, value: Tensor, expected: Tensor) -> None:
-    if value.layout != torch.strided or value.device.type == 'meta':
-        raise ValueError(f'{name} is no ordinary tensor, but {value.layout} on {value.device}')
+    check_values(name, value)
     if _without_ones(value) != _without_ones(expected):
         hint = ''
         if name.endswith(('pos_embed', 'pos_embedding')):
@@ -386,10 +385,8 @@ def _check_tensor(name: str, value: Tensor, expected: Tensor) -> None:
             f'{tuple(expected.shape)}{hint}'
         )
     if expected.is_floating_point():
-        if value.dtype not in _FLOATS:
-            raise ValueError(f'{name} is of type {value.dtype}; expected one of {_FLOATS}')
-        if not value.isfinite().all():
-            raise ValueError(f'{name} has values that are infinite or not a number')
+        if value.dtype not in FLOATS:
+            raise ValueError(f'{name} is of type {value.dtype}; expected one of {FLOATS}')
     elif value.is_floating_point() or value.is_complex():
         raise ValueError(f'{name} is of type {value.dtype}; expected {expected.dtype}')
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .loading import load_checkpoint
 from .saving import save_bytes
+from .values import check_values
 
 
 def publish_checkpoint(
@@ -91,8 +92,7 @@ def _check_weights(src: Any, state_dict: Any) -> None:
                 f'{src} holds no state dict: {name!r} is of type {type(value).__name__}; '
                 'expected a tensor'
             )
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f'{src}: {name} has values that are not finite; train it again')
+        check_values(f'{src}: {name}', value)
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -24,6 +24,7 @@ from ..kernel_warehouse.layers import _KWLayer
 from .loading import load_checkpoint
 from .names import FORMATS, rename
 from .saving import save_checkpoint
+from .values import FLOATS, check_values
 
 # Where released files hold state dicts; the first one that is there is the one to evaluate.
 _WEIGHTS = ('model_ema', 'model', 'state_dict')
@@ -31,7 +32,6 @@ _WAREHOUSE = re.compile(r'warehouse_manager\.weights\.(\d+)')
 _BACKBONE = 'backbone.'
 # What the backbone of a detector carries along of the classifier that it was.
 _UNUSED = re.compile(r'(fc|classifier|norm|head)\.')
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _CLASSIFIER, _DETECTOR = 'ImageClassifier', 'MaskRCNN'
 # MobileNetV2's widths, by the channels of the stem.
@@ -187,13 +187,7 @@ def _check_value(name: Any, value: Any) -> None:
         raise ValueError(
             f'expected tensors by name, but {name!r} is of type {type(value).__name__}'
         )
-    if value.layout != torch.strided or value.device.type == 'meta':
-        raise ValueError(f'{name} is no ordinary tensor, but {value.layout} on {value.device}')
-    if value.is_floating_point() and not value.float().isfinite().all():
-        raise ValueError(
-            f'{name} has values that are infinite, not a number or too large for float32; the file '
-            f'is damaged or its training diverged, so get another one'
-        )
+    check_values(name, value)
 
 
 def _coco_classes(checkpoint: Mapping) -> dict[str, Any]:
@@ -266,7 +260,7 @@ def _without_module(names: Iterable[str]) -> dict[str, str]:
 
 def _fit(name: str, value: Tensor, expected: Tensor) -> Tensor:
     """A released tensor in the shape of the model's."""
-    types = _FLOATS if expected.is_floating_point() else _INTEGERS
+    types = FLOATS if expected.is_floating_point() else _INTEGERS
     if value.dtype not in types:
         raise ValueError(
             f'{name} is of type {value.dtype}; expected one of {", ".join(map(str, types))}'

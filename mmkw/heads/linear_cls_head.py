@@ -5,8 +5,8 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from mmpretrain.models.heads import LinearClsHead
 
-from ..kernel_warehouse.layers import CellRatio, KWLinear, NormLayer
-from ..kernel_warehouse.partition import Ratio
+from ..kernel_warehouse.layers import KWLinear, NormLayer
+from ..kernel_warehouse.partition import CellRatio, Ratio
 
 
 @MODELS.register_module()

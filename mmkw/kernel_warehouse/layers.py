@@ -11,17 +11,11 @@ from torch import Tensor, nn
 
 from .assembly import assemble_kernels, dynamic_conv, dynamic_linear
 from .attention import KernelAttention
-from .partition import KernelPartition, Ratio, as_fraction, partition_kernels
+from .partition import CellRatio, KernelPartition, Ratio, partition_kernels
 from .warehouse import Warehouse
 
 IntOrTuple = Union[int, tuple[int, ...]]
-CellRatio = Union[Ratio, tuple[Ratio, Ratio], None]
 NormLayer = Union[str, Callable[[int], nn.Module]]
-
-
-def default_cell_ratio(budget: Ratio) -> float:
-    """The paper's cell ratio (Appendix A.3): 1/2 for budgets below 1, otherwise 1."""
-    return 0.5 if as_fraction('budget', budget) < 1 else 1.0
 
 
 class _KWLayer(nn.Module):
@@ -34,7 +28,6 @@ class _KWLayer(nn.Module):
         budget: ``b``; the layer then owns a warehouse of ``b * m`` cells, as a submodule.
             ``None`` leaves the layer to a plan, see :func:`apply_plan`.
         cell_ratio: cell channels relative to the kernel's, see :func:`partition_kernels`.
-            Defaults to ``None``, :func:`default_cell_ratio`.
         spatial_partition: see :func:`partition_kernels`.
         reduction, norm_layer: see :class:`KernelAttention`.
     """
@@ -58,7 +51,6 @@ class _KWLayer(nn.Module):
         self.partition: KernelPartition | None = None
         self._name: str | None = None
         if budget is not None:
-            cell_ratio = default_cell_ratio(budget) if cell_ratio is None else cell_ratio
             name = type(self).__name__
             partition = partition_kernels(
                 {name: kernel_shape}, budget, cell_ratio, spatial_partition

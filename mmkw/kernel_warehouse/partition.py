@@ -16,6 +16,7 @@ from numbers import Real
 from typing import Union
 
 Ratio = Union[float, str, Fraction]
+CellRatio = Union[Ratio, tuple[Ratio, Ratio], None]
 Shape = tuple[int, ...]
 
 
@@ -90,10 +91,15 @@ def as_fraction(name: str, value: Ratio) -> Fraction:
     return fraction
 
 
+def default_cell_ratio(budget: Ratio) -> float:
+    """The paper's cell ratio (Appendix A.3): 1/2 for budgets below 1, otherwise 1."""
+    return 0.5 if as_fraction('budget', budget) < 1 else 1.0
+
+
 def partition_kernels(
     kernel_shapes: Mapping[str, Shape],
     budget: Ratio = 1,
-    cell_ratio: Ratio | Sequence[Ratio] = 1,
+    cell_ratio: CellRatio = None,
     spatial_partition: bool = True,
 ) -> WarehousePartition:
     r"""Cut kernels into cells of one shape and size the warehouse that they share.
@@ -116,7 +122,8 @@ def partition_kernels(
             kernels that share the warehouse, in network order.
         budget: ``b``, cells per mixture. Defaults to 1.
         cell_ratio: the cell's channels relative to the greatest common divisors; one number or
-            one each for output and input channels. Defaults to 1.
+            one each for output and input channels. Defaults to ``None``,
+            :func:`default_cell_ratio`.
         spatial_partition: whether to cut the kernels along their spatial dimensions. Without it
             all kernels need the same size. Defaults to True.
 
@@ -127,6 +134,8 @@ def partition_kernels(
     if not kernel_shapes:
         raise ValueError('a warehouse needs at least one kernel, but got none')
     budget = as_fraction('budget', budget)
+    if cell_ratio is None:
+        cell_ratio = default_cell_ratio(budget)
     cell_shape = _cell_shape(kernel_shapes, cell_ratio, spatial_partition)
     grids = {name: _grid(shape, cell_shape) for name, shape in kernel_shapes.items()}
     sizes = {name: math.prod(grid) for name, grid in grids.items()}

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from .layers import KWConv1d, KWConv2d, KWConv3d, KWLinear, NormLayer, _KWLayer
-from .partition import Ratio, WarehousePartition, partition_kernels
+from .partition import CellRatio, Ratio, WarehousePartition, partition_kernels
 from .warehouse import Warehouse
 
 # What a plan puts in the place of a plain layer, by its type. A subclass may compute something
@@ -32,7 +32,8 @@ class WarehouseConfig:
             layers stand in the network.
         budget: ``b``, cells per linear mixture. Defaults to 1.
         cell_ratio: cell channels relative to the greatest common divisors of the layers', one
-            number or (output, input). Defaults to 1.
+            number or (output, input). Defaults to ``None``: 1 if the budget is at least 1, 1/2
+            below.
         spatial_partition: whether a cell covers one spatial position or all. Defaults to True.
         reduction: hidden width of the attentions relative to the input's. Defaults to 1/16.
         norm_layer: norm of the attentions, see :class:`KernelAttention`. Defaults to batch norm.
@@ -42,7 +43,7 @@ class WarehouseConfig:
 
     layers: Sequence[str]
     budget: Ratio = 1
-    cell_ratio: Ratio | Sequence[Ratio] = 1
+    cell_ratio: CellRatio = None
     spatial_partition: bool = True
     reduction: Ratio = 1 / 16
     norm_layer: NormLayer = 'BatchNorm1d'

@@ -19,14 +19,14 @@ from typing import Any
 from torch import nn
 
 from .attention import count_parameters, hidden_and_fixed
-from .layers import CellRatio, NormLayer, default_cell_ratio
+from .layers import NormLayer
 from .network_plan import (
     NetworkPlan,
     group_by_reason,
     in_channels_of,
     shorten_names,
 )
-from .partition import Ratio, Shape, as_fraction
+from .partition import CellRatio, Ratio, Shape, as_fraction, default_cell_ratio
 from .plan import WarehouseConfig, apply_plan, is_layer, kernel_shape_of, match_layers
 from .tracing import Inputs, LayerTrace, tensors_in, trace_layers
 
@@ -138,8 +138,7 @@ def complete_plan(
         network: the plain network.
         inputs: for one run of it, see :func:`trace_layers`.
         plan: by the warehouse's name a :class:`WarehouseConfig` or its arguments as a mapping.
-        defaults: arguments of :class:`WarehouseConfig` for what the mappings leave out;
-            ``cell_ratio`` is otherwise 1 if the budget is at least 1, and 1/2 below.
+        defaults: arguments of :class:`WarehouseConfig` for what the mappings leave out.
 
     Raises:
         ValueError: if the plan is empty, an argument is unknown, a pattern matches nothing, a
@@ -213,8 +212,6 @@ def _config(
     if unknown or 'layers' not in options:
         wrong = f'has no argument {unknown[0]!r}' if unknown else 'needs the argument layers'
         raise ValueError(f'warehouse {name!r} {wrong}; its arguments are {", ".join(known)}')
-    if options.get('cell_ratio') is None:
-        options['cell_ratio'] = default_cell_ratio(options.get('budget', 1))
     return WarehouseConfig(**options)
 
 

@@ -497,7 +497,7 @@ ERRORS = {
     ),
     'not a number': (
         changed(backbone__bn1__weight=torch.full((16,), torch.nan)),
-        r'backbone\.bn1\.weight has values that are infinite or not a number',
+        r'backbone\.bn1\.weight has values that are infinite, not a number',
     ),
     'integers': (
         changed(backbone__bn1__weight=torch.ones(16, dtype=torch.int64)),

@@ -453,7 +453,8 @@ def test_complete_plan():
         {'a': dict(layers=['[12]'], budget='1/2'), 'b': WarehouseConfig(['3'], cell_ratio=1 / 4)},
         reduction=1 / 8,
     )
-    assert plan['a'] == WarehouseConfig(['[12]'], budget='1/2', cell_ratio=0.5, reduction=1 / 8)
+    assert plan['a'] == WarehouseConfig(['[12]'], budget='1/2', reduction=1 / 8)
+    assert plan.partitions['a'].cell_shape == (16, 16, 1, 1), 'half of 32 both ways below budget 1'
     assert plan['b'] == WarehouseConfig(['3'], cell_ratio=1 / 4)
     assert plan.plain == {'0': 'not in the plan'}
     assert plan.partitions['b'].cell_shape == (16, 8, 1, 1)

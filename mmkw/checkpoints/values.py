@@ -1,0 +1,24 @@
+"""What a tensor of a foreign checkpoint has to be before it goes into a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_values(name: str, value: Tensor) -> None:
+    """Refuse tensors without values, and values that no training leaves behind.
+
+    Raises:
+        ValueError: if a tensor is sparse or on the meta device, or has values that are infinite,
+            not a number, or too large for float32.
+    """
+    if value.layout != torch.strided or value.device.type == 'meta':
+        raise ValueError(f'{name} is no ordinary tensor, but {value.layout} on {value.device}')
+    if value.is_floating_point() and not value.float().isfinite().all():
+        raise ValueError(
+            f'{name} has values that are infinite, not a number or too large for float32; the file '
+            f'is damaged or its training diverged, so get another one'
+        )
