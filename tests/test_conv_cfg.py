@@ -6,6 +6,7 @@ from mmcv.cnn import ConvModule, build_conv_layer
 from mmdet.models.dense_heads import RetinaHead
 from mmdet.models.necks import FPN
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmengine.registry import DefaultScope
 from mmpretrain.models.backbones import ResNet
 from torch import nn
 
@@ -14,6 +15,13 @@ from mmkw import KWConv2d
 from mmkw.kernel_warehouse import Warehouse
 
 CONV_CFG = dict(type='KWConv2d', budget=1)
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """Heads look up their parts in MMDetection's, whatever scope another test has left."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
 
 
 def kw_layers(module):

@@ -276,6 +276,7 @@ def test_sweep_of_one_layer(tmp_path):
     assert cv2.imread(str(tmp_path / 'sweep.png')).shape[1] > 1000
 
 
+@pytest.mark.slow
 def test_detector(tmp_path):
     """Random images with boxes and masks, through the detector's own losses."""
     base = ROOT / 'configs/coco/mask-rcnn_kw-resnet50-1x_fpn_ms-1x_coco.py'
