@@ -26,6 +26,9 @@ ROUTES = ('reference', 'lean', 'responses')
 # Bytes of kernels that the lean route assembles at a time. More of them make better use of each
 # reading of the cells; fewer stay in the cache until they are used.
 _KERNEL_BYTES = {'cpu': 2**25, 'cuda': 2**28}
+# Multiply-adds from which a sample's convolution is worth a call of its own on the CPU. Measured on
+# two cores, where smaller ones leave threads idle.
+_LARGE_CONVOLUTION = 5e7
 _forced_route: str | None = None
 
 
@@ -231,7 +234,7 @@ def _convolve(x, kernels, groups, stride, padding, dilation) -> Tensor:
             y = pixels.bmm(kernels.flatten(2).transpose(1, 2))
             return y.unflatten(1, x.shape[2:]).movedim(-1, 1)
         return kernels.flatten(2).bmm(x.flatten(2)).unflatten(2, x.shape[2:])
-    if _takes_samples_apart(x, groups):
+    if _takes_samples_apart(x, kernels, groups):
         conv = functools.partial(
             _CONVOLUTIONS[x.dim() - 2], stride=stride, padding=padding, dilation=dilation
         )
@@ -259,7 +262,7 @@ def _convolve_backward(
             [0] * len(stride), groups, [grad_x is not None, True, False],
         )[:2]  # fmt: skip
 
-    if _takes_samples_apart(x, groups):
+    if _takes_samples_apart(x, kernels, groups):
         grad_kernels = torch.empty_like(kernels)
         for i in range(len(x)):
             of_x, of_kernel = backward(grad_y[i : i + 1], x[i : i + 1], kernels[i], groups)
@@ -295,9 +298,11 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
-def _takes_samples_apart(x: Tensor, groups: int) -> bool:
+def _takes_samples_apart(x: Tensor, kernels: Tensor, groups: int) -> bool:
     """Whether one call for each sample is faster than one with more groups: dense, on the CPU."""
-    return groups == 1 and x.device.type == 'cpu'
+    is_large = kernels[0].numel() * x[0, 0].numel() >= _LARGE_CONVOLUTION
+    # Side by side in the channels, samples would lose the memory format.
+    return groups == 1 and x.device.type == 'cpu' and (is_large or _is_channels_last(x))
 
 
 def mix_responses(

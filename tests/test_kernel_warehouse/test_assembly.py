@@ -15,6 +15,12 @@ LAYERS = {
 }
 
 
+@pytest.fixture(params=[5e7, 0], ids=['together', 'apart'])
+def apart(request, monkeypatch):
+    """Whether dense convolutions as small as these are computed sample by sample."""
+    monkeypatch.setattr(assembly, '_LARGE_CONVOLUTION', request.param)
+
+
 def make(kind, **kwargs):
     torch.manual_seed(0)
     layer = LAYERS[kind]().to(**kwargs)
@@ -40,12 +46,14 @@ def assert_close(actual, expected, **tolerances):
         torch.testing.assert_close(a, b, **tolerances)
 
 
+@pytest.mark.usefixtures('apart')
 @pytest.mark.parametrize('kind', LAYERS)
 def test_float32_equals_the_reference(kind):
     layer, x = make(kind)
     assert_close(run(layer, x, 'lean'), run(layer, x, 'reference'), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures('apart')
 @pytest.mark.parametrize('kind', LAYERS)
 def test_gradcheck(kind):
     layer, x = make(kind, dtype=torch.float64)
@@ -60,6 +68,7 @@ def test_gradcheck(kind):
         assert torch.autograd.gradcheck(function, (inputs, *parameters.values()), fast_mode=True)
 
 
+@pytest.mark.usefixtures('apart')
 @pytest.mark.parametrize('kind', LAYERS)
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast(kind, dtype):
@@ -75,6 +84,7 @@ def test_autocast(kind, dtype):
         assert error < max(1.5 * usual, 4 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.usefixtures('apart')
 @pytest.mark.parametrize('kind', ['dense', 'pointwise', 'depthwise'])
 def test_channels_last(kind):
     layer, x = make(kind)
@@ -102,6 +112,7 @@ def kept_bytes(layer, x):
     return sum(size for size, _ in kept.values())
 
 
+@pytest.mark.usefixtures('apart')
 @pytest.mark.parametrize('kind', LAYERS)
 def test_lean_route_keeps_no_kernels(kind):
     layer, x = make(kind)
@@ -149,6 +160,7 @@ def test_second_derivatives_need_the_reference():
         assert torch.autograd.gradgradcheck(layer, (inputs,), fast_mode=True)
 
 
+@pytest.mark.usefixtures('apart')
 def test_frozen_inputs_and_parameters():
     layer, x = make('dense')
     _, x_gradient, *gradients = run(layer, x, 'lean')

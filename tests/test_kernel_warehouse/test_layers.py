@@ -21,8 +21,9 @@ from mmkw.kernel_warehouse import (
 
 @pytest.fixture
 def small_portions(monkeypatch):
-    """Let the lean route assemble one sample's kernel at a time."""
+    """Let the lean route assemble and convolve one sample at a time."""
     monkeypatch.setitem(assembly._KERNEL_BYTES, 'cpu', 1)
+    monkeypatch.setattr(assembly, '_LARGE_CONVOLUTION', 0)
 
 
 CONV = {1: (nn.Conv1d, F.conv1d), 2: (nn.Conv2d, F.conv2d), 3: (nn.Conv3d, F.conv3d)}
