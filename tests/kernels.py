@@ -11,6 +11,11 @@ def kw_layers(network):
     return {name: m for name, m in network.named_modules() if isinstance(m, _KWLayer)}
 
 
+def trainable(module):
+    """Which of the two, training and frozen, the parameters of a module are."""
+    return {parameter.requires_grad for parameter in module.parameters()}
+
+
 def copy_kernels(kw, plain, x):
     """Give ``plain`` the kernels that ``kw`` assembles for ``x``, and all else that it shares.
 

@@ -14,7 +14,6 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, Registry
 from torch import Tensor, nn
 
-from ..kernel_warehouse.assembly import dynamic_conv
 from ..kernel_warehouse.layers import KWConv2d
 from ..kernel_warehouse.plan import (
     KW_LAYERS,
@@ -35,10 +34,7 @@ class KWConv2dAdaptivePadding(KWConv2d):
     :class:`KWConv2d`; ``padding`` is that of the plain layer, 0.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``(N, in_channels, H, W)`` to ``(N, out_channels, *out_size)``."""
-        self._check_input(x)
-        attention, cells, partition = self._mix(x.flatten(2).mean(-1))
+    def _pad(self, x: Tensor) -> Tensor:
         pads = []
         for size, kernel, stride, dilation in zip(
             x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], self.dilation[::-1]
@@ -46,10 +42,7 @@ class KWConv2dAdaptivePadding(KWConv2d):
             covered = (math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1
             missing = max(covered - size, 0)
             pads += [missing // 2, missing - missing // 2]
-        return dynamic_conv(
-            F.pad(x, pads), attention, cells, partition, self.bias, self.stride, (0, 0),
-            self.dilation, self.groups,
-        )  # fmt: skip
+        return F.pad(x, pads)
 
 
 KW_LAYERS[Conv2dAdaptivePadding] = KWConv2dAdaptivePadding

@@ -104,10 +104,10 @@ def convnext_plan(
     for index, stage in enumerate(network.stages):
         size = blocks_per_warehouse or len(stage)
         for first in range(0, len(stage), size):
+            last = min(first + size, len(stage))
             name = f'stage{index + 1}'
             if len(stage) > size:
-                name += f'_blocks{first + 1}to{min(first + size, len(stage))}'
-            last = min(first + size, len(stage))
+                name += f'_blocks{first + 1}to{last}'
             groups[name] = [f'stages.{index}.{block}' for block in range(first, last)]
     for number, (group, blocks) in enumerate(groups.items()):
         pointwise_budget = budget

@@ -15,6 +15,7 @@ from ..backbones.vision_transformer import SplitQKV
 from ..kernel_warehouse.attention import KernelAttention
 from ..kernel_warehouse.layers import _KWLayer
 from ..kernel_warehouse.partition import KernelPartition
+from ..kernel_warehouse.plan import some_of
 from ..kernel_warehouse.warehouse import Warehouse
 from .loading import load_checkpoint
 from .names import FORMATS, rename
@@ -399,10 +400,8 @@ def _without_ones(tensor: Tensor) -> tuple[int, ...]:
     return shape
 
 
-def _some(names: Iterable[str], limit: int = 3) -> str:
-    names = list(names)
-    shown = ', '.join(names[:limit])
-    return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'
+def _some(names: Iterable[str]) -> str:
+    return some_of(list(names), limit=3)
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ class KernelAttention(nn.Module):
         self.first_cell = partition.first_cell
         self.num_own_cells = own
 
-        hidden = max(int(in_channels * as_fraction('reduction', reduction)), _MIN_HIDDEN)
+        hidden = _width('reduction', in_channels, reduction)
         norm = _norm_layer(norm_layer)(hidden)
         is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
         self.fc1 = AttentionLinear(in_channels, hidden, bias=not is_batch_norm)
@@ -115,13 +115,12 @@ class KernelAttention(nn.Module):
             self.fc2 = AttentionLinear(hidden, m * (n + 1))
             self.fc3 = None
         else:
-            ratio = as_fraction('basis_ratio', basis_ratio)
+            basis = _width('basis_ratio', n - own, basis_ratio)
             if n == own:
                 raise ValueError(
                     f'basis_ratio={basis_ratio} needs cells of other layers, but this layer owns '
                     f'all {n} cells of its warehouse; drop basis_ratio or share the warehouse'
                 )
-            basis = max(int((n - own) * ratio), _MIN_HIDDEN)
             self.fc2 = AttentionLinear(hidden, m * (own + basis + 1), bias=False)
             self.fc3 = AttentionLinear(basis, n - own, bias=False)
             self.basis_bias = nn.Parameter(torch.zeros(m * (n + 1)))
@@ -184,7 +183,7 @@ def attention_parameters(
     m, n, own = partition.num_mixtures, partition.num_cells, partition.num_own_cells
     if basis_ratio is None:
         return fixed + (hidden + 1) * m * (n + 1)
-    basis = max(int((n - own) * as_fraction('basis_ratio', basis_ratio)), _MIN_HIDDEN)
+    basis = _width('basis_ratio', n - own, basis_ratio)
     return fixed + hidden * m * (own + basis + 1) + basis * (n - own) + m * (n + 1)
 
 
@@ -192,10 +191,15 @@ def hidden_and_fixed(
     in_channels: int, reduction: Ratio, norm_layer: str | Callable[[int], nn.Module]
 ) -> tuple[int, int]:
     """The hidden width, and the parameters that do not depend on mixtures and cells."""
-    hidden = max(int(in_channels * as_fraction('reduction', reduction)), _MIN_HIDDEN)
+    hidden = _width('reduction', in_channels, reduction)
     norm = _norm_layer(norm_layer)(hidden)
     bias = 0 if isinstance(norm, nn.modules.batchnorm._BatchNorm) else hidden
     return hidden, in_channels * hidden + bias + count_parameters(norm)
+
+
+def _width(name: str, size: int, ratio: Ratio) -> int:
+    """A part of ``size``, but no less than the minimum; ``name`` is that of the ratio."""
+    return max(int(size * as_fraction(name, ratio)), _MIN_HIDDEN)
 
 
 def count_parameters(module: nn.Module) -> int:

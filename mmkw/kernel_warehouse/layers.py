@@ -199,13 +199,17 @@ class _KWConvNd(_KWLayer):
         """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
         self._check_input(x)
         attention, cells, partition = self._mix(x.flatten(2).mean(-1))
-        if self._pad_first:
-            mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
-            x = F.pad(x, self._pad_widths, mode=mode)
         return dynamic_conv(
-            x, attention, cells, partition, self.bias, self.stride, self._conv_padding,
+            self._pad(x), attention, cells, partition, self.bias, self.stride, self._conv_padding,
             self.dilation, self.groups,
         )  # fmt: skip
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Apply the padding that the convolution itself does not."""
+        if not self._pad_first:
+            return x
+        mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
+        return F.pad(x, self._pad_widths, mode=mode)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 2 + len(self.kernel_size) or x.shape[1] != self.in_channels:

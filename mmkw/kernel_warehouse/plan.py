@@ -101,7 +101,7 @@ def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
         if not found:
             raise ValueError(
                 f'{pattern!r} matches no convolution or linear layer of '
-                f'{type(network).__name__}; it has {_shortened(layers)}'
+                f'{type(network).__name__}; it has {some_of(layers)}'
             )
         for name in found:
             if name in matches:
@@ -250,6 +250,7 @@ def kernel_shape_of(name: str, module: nn.Module) -> tuple:
     return tuple(module.weight.shape)
 
 
-def _shortened(names: Sequence[str], limit: int = 12) -> str:
+def some_of(names: Sequence[str], limit: int = 12) -> str:
+    """Names for a message: the first ones, and how many more there are."""
     shown = ', '.join(names[:limit]) or 'none'
     return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'

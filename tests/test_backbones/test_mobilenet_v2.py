@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernels import assert_plain_at_temperature_1
+from kernels import assert_plain_at_temperature_1, trainable
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models.backbones import MobileNetV2
 from torch import nn
@@ -108,10 +108,6 @@ def test_half_budget_leaves_early_pointwise_layers_plain():
             is_late = name.startswith(('layer6.1.', 'layer6.2.', 'layer7.', 'conv2.'))
             is_kw = is_late or module.groups > 1 or name == 'conv1.conv'
             assert isinstance(module, KWConv2d) == is_kw, name
-
-
-def trainable(module):
-    return {parameter.requires_grad for parameter in module.parameters()}
 
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 7])

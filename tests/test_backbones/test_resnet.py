@@ -5,7 +5,7 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
-from kernels import assert_plain_at_temperature_1
+from kernels import assert_plain_at_temperature_1, trainable
 from mmdet.models.backbones import ResNet as MMDetResNet
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -141,10 +141,6 @@ def test_none_means_what_it_means_in_mmdet():
     kw, plain = KWResNet(**arguments), MMDetResNet(**arguments)
     assert kw.conv1.weight.shape == plain.conv1.weight.shape
     assert kw.init_cfg[0]['type'] == plain.init_cfg[0]['type'] == 'Kaiming'
-
-
-def trainable(module):
-    return {parameter.requires_grad for parameter in module.parameters()}
 
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 4])

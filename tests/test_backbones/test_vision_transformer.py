@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernels import trainable
 from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import VisionTransformer
@@ -217,10 +218,6 @@ def test_a_training_step_of_a_classifier_reaches_every_parameter():
     for name, parameter in classifier.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
-
-
-def trainable(module):
-    return {parameter.requires_grad for parameter in module.parameters()}
 
 
 @pytest.mark.parametrize('frozen_stages', [-1, 1, 2, 3, 4])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mmkw.analysis import kept_memory
 from mmkw.kernel_warehouse import KWConv2d, KWLinear, assembly, set_temperature
 
 LAYERS = {
@@ -98,18 +99,7 @@ def test_channels_last(kind):
 
 def kept_bytes(layer, x):
     """What autograd keeps for the backward pass, but for parameters and the input."""
-    known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters(), *layer.buffers())}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, so that no two share
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        layer(x).sum()
-    return sum(size for size, _ in kept.values())
+    return kept_memory(lambda: layer(x).sum(), (x, *layer.parameters(), *layer.buffers()))
 
 
 @pytest.mark.usefixtures('apart')
