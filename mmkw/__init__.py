@@ -15,9 +15,11 @@ from .kernel_warehouse import (
     KWLinear,
     WarehouseConfig,
     apply_plan,
+    fold_attentions,
     get_temperature,
     plan_network,
     set_temperature,
+    unfold_attentions,
     warehouse_network,
 )
 from .kernel_warehouse.plan import KW_LAYERS
@@ -40,10 +42,12 @@ __all__ = [
     'apply_plan',
     'backbones',
     'checkpoints',
+    'fold_attentions',
     'get_temperature',
     'heads',
     'hooks',
     'plan_network',
     'set_temperature',
+    'unfold_attentions',
     'warehouse_network',
 ]

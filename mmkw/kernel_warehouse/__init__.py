@@ -1,5 +1,6 @@
 """KernelWarehouse (Li and Yao, ICML 2024) in plain PyTorch."""
 
+from .folding import fold_attentions, unfold_attentions
 from .layers import KWConv1d, KWConv2d, KWConv3d, KWLinear
 from .network_plan import NetworkPlan
 from .partition import KernelPartition, WarehousePartition, partition_kernels
@@ -19,10 +20,12 @@ __all__ = [
     'WarehousePartition',
     'apply_plan',
     'complete_plan',
+    'fold_attentions',
     'get_temperature',
     'partition_kernels',
     'partition_network',
     'plan_network',
     'set_temperature',
+    'unfold_attentions',
     'warehouse_network',
 ]

@@ -34,10 +34,16 @@ def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> 
     """
     # Half precision would lose the sum over a hundred cells and more.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    normalised = logits[..., :-1] / (logits.abs().sum(dim=-1, keepdim=True) + _EPS)
+    normalised = logits[..., :-1] / normaliser(logits)[..., None]
     # lerp is exact at both ends: one-hot at temperature 1, untouched at 0.
     weight = temperature.to(normalised)
     return torch.lerp(normalised, beta.to(normalised).expand_as(normalised), weight)
+
+
+def normaliser(logits: Tensor) -> Tensor:
+    """The denominator of Eq. 4 for each mixture, ``(N, m, n + 1)`` to ``(N, m)``."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.abs().sum(dim=-1) + _EPS
 
 
 class AttentionLinear(nn.Module):
@@ -145,6 +151,15 @@ class KernelAttention(nn.Module):
         Raises:
             ValueError: if batch norm would have to train on a single sample.
         """
+        logits = self.logits(self.hidden(pooled))
+        return contrasting_attention(logits, self.beta, temperature)
+
+    def hidden(self, pooled: Tensor) -> Tensor:
+        """The hidden vectors for globally averaged inputs, shape ``(N, h)``.
+
+        Raises:
+            ValueError: if batch norm would have to train on a single sample.
+        """
         is_batch_norm = isinstance(self.norm, nn.BatchNorm1d)
         if is_batch_norm and self.norm.training and len(pooled) == 1:
             raise ValueError(
@@ -152,11 +167,12 @@ class KernelAttention(nn.Module):
                 'batch of 1 sample; use at least 2 samples per device, norm_eval=True, or '
                 "norm_layer='LayerNorm' or 'SyncBatchNorm'"
             )
-        logits = self.fc2(self.relu(self.norm(self.fc1(pooled))))
-        logits = logits.unflatten(1, (self.num_mixtures, -1))
-        if self.fc3 is not None:
-            logits = self._expand_basis(logits)
-        return contrasting_attention(logits, self.beta, temperature)
+        return self.relu(self.norm(self.fc1(pooled)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``z`` of Eq. 4, shape ``(N, m, n + 1)``: an affine map of hidden vectors."""
+        logits = self.fc2(hidden).unflatten(1, (self.num_mixtures, -1))
+        return logits if self.fc3 is None else self._expand_basis(logits)
 
     def _expand_basis(self, logits: Tensor) -> Tensor:
         """Rows of (own cells, basis, zero cell) -> rows of (all cells in order, zero cell)."""

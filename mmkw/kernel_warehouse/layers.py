@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Callable, Union
 
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .assembly import assemble_kernels, dynamic_conv, dynamic_linear
-from .attention import KernelAttention
+from .assembly import assemble_kernels, dynamic_conv, folded_conv, is_transformed
+from .attention import KernelAttention, normaliser
+from .lean import fold
 from .partition import CellRatio, KernelPartition, Ratio, partition_kernels
 from .warehouse import Warehouse
 
@@ -50,6 +52,8 @@ class _KWLayer(nn.Module):
         self.attention: KernelAttention | None = None
         self.partition: KernelPartition | None = None
         self._name: str | None = None
+        self.register_buffer('basis', None, persistent=False)
+        self._folded_versions: dict[int, int] = {}
         if budget is not None:
             name = type(self).__name__
             partition = partition_kernels(
@@ -85,21 +89,106 @@ class _KWLayer(nn.Module):
     def _mix(self, pooled: Tensor) -> tuple[Tensor, Tensor, KernelPartition]:
         """Attentions for the pooled input, with the cells that they weight."""
         if self.attention is None:
-            raise RuntimeError(
-                f'{self} has no warehouse yet: apply a plan that names it '
-                f'(mmkw.kernel_warehouse.apply_plan), or give it a budget of its own'
-            )
+            raise self._no_warehouse()
         cells = self.warehouse.cells
         attention = self.attention(pooled, self.warehouse.temperature)
         return attention.to(cells.dtype), cells, self.partition
 
+    def _convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
+        """Convolve with the kernels for the pooled input, and add the bias."""
+        if self.basis is None:
+            return dynamic_conv(x, *self._mix(pooled), self.bias, **geometry)
+        if not is_transformed():
+            self._check_folded()
+        hidden = self.attention.hidden(pooled)
+        scale = normaliser(self.attention.logits(hidden)).reciprocal()
+        coefficients = F.pad(hidden, (1, 0), value=1.0)
+        return folded_conv(
+            x, coefficients.to(self.basis.dtype), scale.to(self.basis.dtype), self.basis,
+            self.partition, self.bias, **geometry,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def fold_attention(self) -> None:
+        r"""Mix the cells beforehand along the hidden channels of the attention, for inference.
+
+        Before normalisation the logits are an affine map of the hidden vector ``h``, and the
+        normaliser ``s_i`` is one number for each mixture. At temperature 0 therefore
+
+        .. math::
+            \mathbf{w}_i = \frac{1}{s_i} \Big(\mathbf{g}_{i0} + \sum_k h_k \mathbf{g}_{ik}\Big),
+            \qquad \mathbf{g}_{ik} = \sum_j F_{ijk} \mathbf{e}_j
+
+        with constant ``g``: mixtures of ``h + 1`` tensors instead of ``n`` cells, equal to
+        rounding, for ``h + 1`` times the memory of the kernel. ``train()`` ends it.
+
+        Raises:
+            RuntimeError: if the layer is in training mode or has no warehouse yet.
+            ValueError: if the temperature is not 0.
+        """
+        if self.training:
+            raise RuntimeError(
+                f'{self._title()} is in training mode, where its cells change; call '
+                f'model.eval() before its attention is folded'
+            )
+        if self.attention is None:
+            raise self._no_warehouse()
+        temperature = self.warehouse.temperature.item()
+        if temperature != 0:
+            raise ValueError(
+                f'attentions can be folded at temperature 0 only, but {self._title()} is at '
+                f'{temperature:g}; finish the annealing, or call set_temperature(model, 0)'
+            )
+        attention, cells = copy.deepcopy(self.attention).double(), self.warehouse.cells
+        constant = attention.logits(attention.fc2.weight.new_zeros(1, self.num_hidden))
+        slopes = attention.logits(torch.eye(self.num_hidden).to(constant)) - constant
+        weights = torch.cat([constant, slopes])[..., :-1].to(cells.dtype)
+        self.basis = fold(weights, cells, self.partition, getattr(self, 'groups', 1))
+        self._folded_versions = self._versions()
+
+    def unfold_attention(self) -> None:
+        """Mix the warehouse's cells again for every input."""
+        self.basis = None
+
+    @property
+    def num_hidden(self) -> int:
+        """``h``, the width of the attention's hidden vector."""
+        return self.attention.fc2.weight.shape[1]
+
+    def train(self, mode: bool = True) -> _KWLayer:
+        if mode:
+            self.unfold_attention()
+        return super().train(mode)
+
+    def _versions(self) -> dict[int, int]:
+        """How often PyTorch saw the tensors change that a basis is made of."""
+        tensors = [self.warehouse.cells, self.warehouse.temperature, *self.attention.parameters()]
+        return {id(tensor): tensor._version for tensor in tensors if not tensor.is_inference()}
+
+    def _check_folded(self) -> None:
+        # Copies, and buffers that moved to another device, are other tensors with counts anew.
+        then = self._folded_versions
+        if any(now > then.get(tensor, now) for tensor, now in self._versions().items()):
+            raise RuntimeError(
+                f'the weights or the temperature of {self._title()} changed after its attention '
+                f'was folded; call fold_attentions(model) again, or unfold_attentions(model)'
+            )
+
+    def _title(self) -> str:
+        return type(self).__name__ if self._name is None else f'layer {self._name!r}'
+
+    def _no_warehouse(self) -> RuntimeError:
+        return RuntimeError(
+            f'{self} has no warehouse yet: apply a plan that names it '
+            f'(mmkw.kernel_warehouse.apply_plan), or give it a budget of its own'
+        )
+
     def __getattr__(self, name: str):
         if name == 'weight':
-            layer = type(self).__name__ if self._name is None else f'layer {self._name!r}'
             raise AttributeError(
-                f'{layer} has no weight to read: its forward mixes another kernel for every '
-                f'input. A layer of which the network reads the weight has to stay plain; leave it '
-                f'out of the plan'
+                f'{self._title()} has no weight to read: its forward mixes another kernel for '
+                f'every input. A layer of which the network reads the weight has to stay plain; '
+                f'leave it out of the plan'
             )
         return super().__getattr__(name)
 
@@ -198,10 +287,9 @@ class _KWConvNd(_KWLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
         self._check_input(x)
-        attention, cells, partition = self._mix(x.flatten(2).mean(-1))
-        return dynamic_conv(
-            self._pad(x), attention, cells, partition, self.bias, self.stride, self._conv_padding,
-            self.dilation, self.groups,
+        return self._convolve(
+            self._pad(x), x.flatten(2).mean(-1), stride=self.stride, padding=self._conv_padding,
+            dilation=self.dilation, groups=self.groups,
         )  # fmt: skip
 
     def _pad(self, x: Tensor) -> Tensor:
@@ -281,8 +369,8 @@ class KWLinear(_KWLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *, in_features)`` to ``(N, *, out_features)``."""
         tokens = self._tokens(x)
-        y = dynamic_linear(tokens, *self._mix(tokens.mean(1)), self.bias)
-        return y.view(*x.shape[:-1], self.out_features)
+        y = self._convolve(tokens.transpose(1, 2), tokens.mean(1)).transpose(1, 2)
+        return y.reshape(*x.shape[:-1], self.out_features)
 
     def _tokens(self, x: Tensor) -> Tensor:
         if x.dim() < 2 or x.shape[-1] != self.in_features:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmkw.analysis import kept_memory
-from mmkw.kernel_warehouse import KWConv2d, KWLinear, assembly, set_temperature
+from mmkw.kernel_warehouse import KWConv2d, KWLinear, assembly, lean, set_temperature
 
 LAYERS = {
     'dense': lambda: KWConv2d(16, 32, 3, stride=2, padding=1, cell_ratio=0.5),
@@ -16,10 +16,12 @@ LAYERS = {
 }
 
 
-@pytest.fixture(params=[5e7, 0], ids=['together', 'apart'])
-def apart(request, monkeypatch):
-    """Whether dense convolutions as small as these are computed sample by sample."""
-    monkeypatch.setattr(assembly, '_LARGE_CONVOLUTION', request.param)
+@pytest.fixture(params=[2**24, 1], ids=['one block', 'blocks'])
+def blocks(request, monkeypatch):
+    """Kernels of all samples and rows at once, or of one sample and a few rows."""
+    monkeypatch.setitem(lean._BLOCK_BYTES, 'cpu', request.param)
+    if request.param == 1:
+        monkeypatch.setattr(lean, '_MIN_ROWS', 4)
 
 
 def make(kind, **kwargs):
@@ -47,14 +49,14 @@ def assert_close(actual, expected, **tolerances):
         torch.testing.assert_close(a, b, **tolerances)
 
 
-@pytest.mark.usefixtures('apart')
+@pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('kind', LAYERS)
 def test_float32_equals_the_reference(kind):
     layer, x = make(kind)
     assert_close(run(layer, x, 'lean'), run(layer, x, 'reference'), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures('apart')
+@pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('kind', LAYERS)
 def test_gradcheck(kind):
     layer, x = make(kind, dtype=torch.float64)
@@ -69,7 +71,7 @@ def test_gradcheck(kind):
         assert torch.autograd.gradcheck(function, (inputs, *parameters.values()), fast_mode=True)
 
 
-@pytest.mark.usefixtures('apart')
+@pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('kind', LAYERS)
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast(kind, dtype):
@@ -85,7 +87,7 @@ def test_autocast(kind, dtype):
         assert error < max(1.5 * usual, 4 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.usefixtures('apart')
+@pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('kind', ['dense', 'pointwise', 'depthwise'])
 def test_channels_last(kind):
     layer, x = make(kind)
@@ -102,7 +104,7 @@ def kept_bytes(layer, x):
     return kept_memory(lambda: layer(x).sum(), (x, *layer.parameters(), *layer.buffers()))
 
 
-@pytest.mark.usefixtures('apart')
+@pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('kind', LAYERS)
 def test_lean_route_keeps_no_kernels(kind):
     layer, x = make(kind)
@@ -150,7 +152,7 @@ def test_second_derivatives_need_the_reference():
         assert torch.autograd.gradgradcheck(layer, (inputs,), fast_mode=True)
 
 
-@pytest.mark.usefixtures('apart')
+@pytest.mark.usefixtures('blocks')
 def test_frozen_inputs_and_parameters():
     layer, x = make('dense')
     _, x_gradient, *gradients = run(layer, x, 'lean')

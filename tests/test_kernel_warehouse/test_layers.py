@@ -15,15 +15,16 @@ from mmkw.kernel_warehouse import (
     WarehouseConfig,
     apply_plan,
     assembly,
+    lean,
     set_temperature,
 )
 
 
 @pytest.fixture
-def small_portions(monkeypatch):
-    """Let the lean route assemble and convolve one sample at a time."""
-    monkeypatch.setitem(assembly._KERNEL_BYTES, 'cpu', 1)
-    monkeypatch.setattr(assembly, '_LARGE_CONVOLUTION', 0)
+def small_blocks(monkeypatch):
+    """Let the lean route assemble one sample and one row of the cells at a time."""
+    monkeypatch.setitem(lean._BLOCK_BYTES, 'cpu', 1)
+    monkeypatch.setattr(lean, '_MIN_ROWS', 1)
 
 
 CONV = {1: (nn.Conv1d, F.conv1d), 2: (nn.Conv2d, F.conv2d), 3: (nn.Conv3d, F.conv3d)}
@@ -199,7 +200,7 @@ def test_temperatures(temperature):
     check_conv(2, 2, (4, 4), True, temperature=temperature, budget=1 / 2, **shape)
 
 
-@pytest.mark.usefixtures('small_portions')
+@pytest.mark.usefixtures('small_blocks')
 @pytest.mark.parametrize('dims', [1, 3])
 @pytest.mark.parametrize('geometry', [*GEOMETRIES[:2], *GEOMETRIES[4:9]], ids=str)
 def test_other_dimensions(dims, geometry):

@@ -1,0 +1,104 @@
+"""Convolution of each sample with its own kernel, and its gradients."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def convolve_kernels(
+    x: Tensor,
+    kernels: Tensor,
+    groups: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Convolve each sample with its own kernel, ``(N, out, in / groups, *kernel_size)``."""
+    samples, _, *size = x.shape
+    # Samples side by side in the channels, each with groups of its own.
+    y = CONVOLUTIONS[len(size)](
+        x.reshape(1, -1, *size),
+        kernels.flatten(0, 1),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=samples * groups,
+    )
+    return y.view(samples, -1, *y.shape[2:])
+
+
+def convolve(x, kernels, groups, stride, padding, dilation) -> Tensor:
+    """As :func:`convolve_kernels`, by the operation that suits shapes and device."""
+    if _is_pointwise(kernels, groups, stride, padding):
+        if is_channels_last(x):
+            pixels = x.movedim(1, -1).flatten(1, -2)
+            y = pixels.bmm(kernels.flatten(2).transpose(1, 2))
+            return y.unflatten(1, x.shape[2:]).movedim(-1, 1)
+        return kernels.flatten(2).bmm(x.flatten(2)).unflatten(2, x.shape[2:])
+    if _takes_samples_apart(x, groups):
+        conv = functools.partial(
+            CONVOLUTIONS[x.dim() - 2], stride=stride, padding=padding, dilation=dilation
+        )
+        return torch.cat([conv(sample, kernel) for sample, kernel in zip(x.split(1), kernels)])
+    return convolve_kernels(x, kernels, groups, stride, padding, dilation)
+
+
+def convolve_backward(
+    grad_y, x, kernels, groups, stride, padding, dilation, grad_x: Tensor | None
+) -> Tensor:
+    """The gradient of the kernels; that of ``x`` is added to ``grad_x``."""
+    if _is_pointwise(kernels, groups, stride, padding):
+        grad, weights = grad_y.flatten(2), kernels.flatten(2)
+        if grad_x is not None:
+            if is_channels_last(x):
+                product = grad.transpose(1, 2).bmm(weights)
+                grad_x += product.unflatten(1, x.shape[2:]).movedim(-1, 1)
+            else:
+                grad_x.flatten(2).baddbmm_(weights.transpose(1, 2), grad)
+        return grad.bmm(x.flatten(2).transpose(1, 2)).view_as(kernels)
+
+    def backward(grad_y, x, kernel, groups):
+        return torch.ops.aten.convolution_backward(
+            grad_y, x, kernel, None, stride, padding, dilation, False,
+            [0] * len(stride), groups, [grad_x is not None, True, False],
+        )[:2]  # fmt: skip
+
+    if _takes_samples_apart(x, groups):
+        grad_kernels = torch.empty_like(kernels)
+        for i in range(len(x)):
+            of_x, of_kernel = backward(grad_y[i : i + 1], x[i : i + 1], kernels[i], groups)
+            grad_kernels[i] = of_kernel
+            if grad_x is not None:
+                grad_x[i] += of_x[0]
+        return grad_kernels
+    of_x, of_kernels = backward(
+        grad_y.reshape(1, -1, *grad_y.shape[2:]),
+        x.reshape(1, -1, *x.shape[2:]),
+        kernels.flatten(0, 1),
+        len(x) * groups,
+    )
+    if grad_x is not None:
+        grad_x += of_x.view_as(x)
+    return of_kernels.view_as(kernels)
+
+
+def _is_pointwise(kernels: Tensor, groups: int, stride, padding) -> bool:
+    is_single = groups == 1 and kernels[0, 0, 0].numel() == 1
+    return is_single and not any(padding) and set(stride) == {1}
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.stride(1) == 1 and not x.is_contiguous()
+
+
+def _takes_samples_apart(x: Tensor, groups: int) -> bool:
+    """Whether to make a call for each sample: side by side in the channels, samples would lose
+    the memory format, without which the CPU converts maps before and after each call."""
+    return groups == 1 and x.device.type == 'cpu' and is_channels_last(x)
