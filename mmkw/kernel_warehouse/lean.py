@@ -7,6 +7,7 @@ assembling and convolution, while each row of the cells is read once for all sam
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -40,7 +41,7 @@ class LeanConv(torch.autograd.Function):
         ctx.partition, ctx.groups, ctx.geometry = partition, groups, (stride, padding, dilation)
         y = _convolve_blocks(
             x,
-            lambda some, rows: _assemble(attention[some], cells[:, rows], partition),
+            lambda some, rows: _assemble(attention[some], cells[:, rows].contiguous(), partition),
             cells.shape[1], _num_rows(x, cells.shape[1], partition, groups), partition, groups,
             *ctx.geometry,
         )  # fmt: skip
@@ -53,30 +54,37 @@ class LeanConv(torch.autograd.Function):
         inputs = ctx.saved_tensors
         # What autocast computed with, which is not on in the backward pass.
         x, attention, cells = (tensor.to(ctx.dtype) for tensor in inputs)
-        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         # Half precision would lose small summands.
         sums = torch.promote_types(cells.dtype, torch.float32)
         grad_attention = torch.zeros(attention.shape, dtype=sums, device=x.device)
-        grad_cells = torch.zeros(cells.shape, dtype=sums, device=x.device)
+        grad_cells = torch.empty(cells.shape, dtype=sums, device=x.device)
         c_out = cells.shape[1]
         num_rows = _num_rows(x, c_out, ctx.partition, ctx.groups)
         for some, rows in _blocks(x, c_out, num_rows, ctx.partition):
-            kernels = _assemble(attention[some], cells[:, rows], ctx.partition)
+            some_cells = cells[:, rows].contiguous()
+            kernels = _assemble(attention[some], some_cells, ctx.partition)
             grad_block = _of_rows(grad_y[some], c_out, rows).reshape(
                 len(kernels), kernels.shape[1], *grad_y.shape[2:]
             )
-            grad_kernels = convolve_backward(
-                grad_block, x[some], kernels, ctx.groups, *ctx.geometry,
-                None if grad_x is None else grad_x[some],
-            )  # fmt: skip
+            grad_kernels, of_x = convolve_backward(
+                grad_block, x[some], kernels, ctx.groups, *ctx.geometry, grad_x is not None
+            )
             of_attention, of_cells = _assemble_backward(
-                grad_kernels, attention[some], cells[:, rows], ctx.partition
+                grad_kernels, attention[some], some_cells, ctx.partition
             )
             grad_attention[some] += of_attention
-            grad_cells[:, rows] += of_cells
+            _put(grad_cells[:, rows], of_cells, is_first=some.start == 0)
+            if grad_x is not None:
+                _put(grad_x[some], of_x, is_first=rows.start == 0)
         grads = (grad_x, grad_attention, grad_cells)
         grads = (g if g is None else g.to(tensor.dtype) for g, tensor in zip(grads, inputs))
         return (*grads, None, None, None, None, None)
+
+
+def _put(total: Tensor, summand: Tensor, is_first: bool) -> None:
+    """Write the first summand, which spares zeros, and add the others."""
+    total.copy_(summand) if is_first else total.add_(summand)
 
 
 def fold(weights: Tensor, cells: Tensor, partition: KernelPartition, groups: int) -> Tensor:
@@ -112,6 +120,10 @@ def convolve_folded(
 ) -> Tensor:
     """Convolve each sample with its kernel of :func:`assemble_folded`."""
     num_rows = basis.shape[3]
+    if len(x) == 1:
+        # Products of a vector and a matrix are faster by the batch.
+        kernels = assemble_folded(coefficients, scale, basis, partition)
+        return convolve(x, kernels, groups, stride, padding, dilation)
 
     def assemble(some: slice, rows: slice) -> Tensor:
         block = basis[rows.start // num_rows]
@@ -141,9 +153,11 @@ def assemble_folded(
     Returns:
         Kernels of shape ``(N, out_channels, in_channels / groups, *kernel_size)``.
     """
-    basis = basis.movedim(0, 2).flatten(2, 3)
-    mixtures = coefficients.matmul(basis.flatten(1)).unflatten(1, (partition.num_mixtures, -1))
-    return _as_kernels(mixtures * scale[..., None], basis.shape[2:], partition)
+    blocks, _, m, rows, c_in, *spatial = basis.shape
+    mixtures = coefficients.expand(blocks, -1, -1).bmm(basis.flatten(2))
+    mixtures = mixtures.view(blocks, -1, m, rows * c_in * math.prod(spatial)) * scale[..., None]
+    mixtures = mixtures.movedim(0, 2).reshape(-1, m, blocks * rows, c_in, *spatial)
+    return _as_kernels(mixtures, mixtures.shape[2:], partition)
 
 
 def _convolve_blocks(
@@ -195,6 +209,7 @@ def _blocks(
             yield slice(first, first + samples), slice(row, row + num_rows)
 
 
+@functools.lru_cache(maxsize=256)
 def _divisor(number: int, limit: int) -> int:
     """The largest divisor of a number that is no larger than the limit, at least 1."""
     return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(limit, 1))
@@ -207,7 +222,7 @@ def _of_rows(y: Tensor, c_out: int, rows: slice) -> Tensor:
 
 def _assemble(attention: Tensor, cells: Tensor, partition: KernelPartition) -> Tensor:
     """As :func:`assemble_kernels`, for some rows of the cells."""
-    mixtures = _product(attention.flatten(0, 1), cells.flatten(1).contiguous())
+    mixtures = _product(attention.flatten(0, 1), cells.flatten(1))
     return _as_kernels(mixtures, cells.shape[1:], partition)
 
 
@@ -219,7 +234,7 @@ def _assemble_backward(
     grad = grad_kernels.reshape([-1, *(shape[i] for i in order[1:])])
     grad = grad.permute([order.index(i) for i in range(len(order))])
     grad = grad.reshape(len(attention) * partition.num_mixtures, -1)
-    grad_attention = _product(grad, cells.flatten(1).contiguous().t())
+    grad_attention = _product(grad, cells.flatten(1).t())
     grad_cells = _product(attention.flatten(0, 1).t().contiguous(), grad)
     return grad_attention.view(attention.shape), grad_cells.view(cells.shape)
 

@@ -51,42 +51,34 @@ def convolve(x, kernels, groups, stride, padding, dilation) -> Tensor:
 
 
 def convolve_backward(
-    grad_y, x, kernels, groups, stride, padding, dilation, grad_x: Tensor | None
-) -> Tensor:
-    """The gradient of the kernels; that of ``x`` is added to ``grad_x``."""
+    grad_y, x, kernels, groups, stride, padding, dilation, needs_grad_x: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of kernels and, if needed, of ``x``."""
     if _is_pointwise(kernels, groups, stride, padding):
-        grad, weights = grad_y.flatten(2), kernels.flatten(2)
-        if grad_x is not None:
-            if is_channels_last(x):
-                product = grad.transpose(1, 2).bmm(weights)
-                grad_x += product.unflatten(1, x.shape[2:]).movedim(-1, 1)
-            else:
-                grad_x.flatten(2).baddbmm_(weights.transpose(1, 2), grad)
-        return grad.bmm(x.flatten(2).transpose(1, 2)).view_as(kernels)
+        grad, weights, grad_x = grad_y.flatten(2), kernels.flatten(2), None
+        if needs_grad_x and is_channels_last(x):
+            grad_x = grad.transpose(1, 2).bmm(weights).transpose(1, 2).view_as(x)
+        elif needs_grad_x:
+            grad_x = weights.transpose(1, 2).bmm(grad).view_as(x)
+        return grad.bmm(x.flatten(2).transpose(1, 2)).view_as(kernels), grad_x
 
     def backward(grad_y, x, kernel, groups):
         return torch.ops.aten.convolution_backward(
             grad_y, x, kernel, None, stride, padding, dilation, False,
-            [0] * len(stride), groups, [grad_x is not None, True, False],
+            [0] * len(stride), groups, [needs_grad_x, True, False],
         )[:2]  # fmt: skip
 
     if _takes_samples_apart(x, groups):
-        grad_kernels = torch.empty_like(kernels)
-        for i in range(len(x)):
-            of_x, of_kernel = backward(grad_y[i : i + 1], x[i : i + 1], kernels[i], groups)
-            grad_kernels[i] = of_kernel
-            if grad_x is not None:
-                grad_x[i] += of_x[0]
-        return grad_kernels
+        parts = zip(grad_y.split(1), x.split(1), kernels)
+        of_x, of_kernels = zip(*(backward(*part, groups) for part in parts))
+        return torch.stack(of_kernels), torch.cat(of_x) if needs_grad_x else None
     of_x, of_kernels = backward(
         grad_y.reshape(1, -1, *grad_y.shape[2:]),
         x.reshape(1, -1, *x.shape[2:]),
         kernels.flatten(0, 1),
         len(x) * groups,
     )
-    if grad_x is not None:
-        grad_x += of_x.view_as(x)
-    return of_kernels.view_as(kernels)
+    return of_kernels.view_as(kernels), of_x.view_as(x) if needs_grad_x else None
 
 
 def _is_pointwise(kernels: Tensor, groups: int, stride, padding) -> bool:
