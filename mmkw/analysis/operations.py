@@ -22,7 +22,7 @@ class Operations:
     Attributes:
         convolution: convolutions and linear layers, plain or with a sample's own kernel.
         assembling: mixing the kernels of KW layers from cells (Eq. 3): ``m * n`` times the size
-            of a cell, for each sample.
+            of a cell, for each sample; ``m * (h + 1)`` times where attentions are folded.
         attention: linear layers of the attention modules.
     """
 
@@ -53,9 +53,11 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> Operations:
     def count(layer: nn.Module, inputs: tuple, output) -> None:
         x = inputs[0]
         if isinstance(layer, _KWLayer):
-            mixtures, cells = layer.partition.num_mixtures, layer.warehouse.cells
+            mixing = layer.partition.num_mixtures * layer.warehouse.cells.numel()
+            if layer.basis is not None:
+                mixing = layer.basis.numel()
             counts['convolution'] += output.numel() * math.prod(layer.kernel_shape[1:])
-            counts['assembling'] += len(x) * mixtures * cells.numel()
+            counts['assembling'] += len(x) * mixing
         elif isinstance(layer, AttentionLinear):
             counts['attention'] += output.numel() * layer.weight.shape[1]
         else:

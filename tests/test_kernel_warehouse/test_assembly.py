@@ -56,6 +56,14 @@ def test_float32_equals_the_reference(kind):
     assert_close(run(layer, x, 'lean'), run(layer, x, 'reference'), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('kind', LAYERS)
+def test_without_onednn(kind, monkeypatch):
+    layer, x = make(kind)
+    expected = run(layer, x, 'lean')
+    monkeypatch.setattr(lean, '_HAS_ONEDNN', False)
+    assert_close(run(layer, x, 'lean'), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('kind', LAYERS)
 def test_gradcheck(kind):

@@ -31,7 +31,7 @@ from analysis_tools.benchmark import (  # noqa: E402
 )
 
 SMALL = ['--resolution', '32', '--rounds', '2', '--device', 'cpu', '--batch-sizes', '1', '2']
-SMALL += ['--train-batch-size', '2']
+SMALL += ['--train-batch-size', '2', '--no-keep-memory']
 
 
 @pytest.fixture
@@ -64,6 +64,8 @@ def test_report_of_two_budgets_beside_their_plain_network(tiny):
             str(tiny / 'tiny-4x.py'),
             *SMALL,
             '--reference',
+            '--fold',
+            '1',
             '--out',
             str(out),
         ]
@@ -71,8 +73,9 @@ def test_report_of_two_budgets_beside_their_plain_network(tiny):
     text = (out / 'benchmark.json').read_text()
     results = json.loads(text)
     names = ['tiny-1x (plain)', 'tiny-1x', 'tiny-4x', 'tiny-1x (reference)', 'tiny-4x (reference)']
+    folded = ['tiny-1x (folded)', 'tiny-4x (folded)']
     models = {model['name']: model for model in results['models']}
-    assert list(models) == names
+    assert list(models) == names + folded
     assert {model['plain'] for model in models.values()} == {names[0]}
     plain = models[names[0]]
     exactly_1 = {'median': 1, 'low': 1, 'high': 1}
@@ -80,6 +83,17 @@ def test_report_of_two_budgets_beside_their_plain_network(tiny):
     assert plain['memory']['ratio'] == dict.fromkeys(plain['memory']['ratio'], 1)
 
     rates = results['rates']
+    for unfolded, name in zip(names[1:3], folded):
+        model, unfolded = models.pop(name), models[unfolded]
+        assert model.keys() == {*unfolded} - {'train', 'memory'}
+        assert model['folded_bytes'] > 0 == unfolded['folded_bytes']
+        assert [times['batch_size'] for times in model['inference']] == [1, 2]
+        count, before = model['operations_per_image'], unfolded['operations_per_image']
+        assert count['convolution'] == before['convolution']
+        assert count['assembling'] <= before['assembling']
+    # Folded at 4x, a layer mixes as much as at 1x: tensors by its hidden channels, not its cells.
+    assert 0 < count['assembling'] < before['assembling'] / 2
+
     for model in models.values():
         assert [times['batch_size'] for times in model['inference']] == [1, 2]
         for factor, index, times, of_plain in [
@@ -115,6 +129,7 @@ def test_report_of_two_budgets_beside_their_plain_network(tiny):
 
     tables = (out / 'benchmark.md').read_text()
     assert all(tables.count(f'| {name} |') == 1 + 3 + 1 for name in names)
+    assert all(tables.count(f'| {name} |') == 1 + 2 for name in folded)
     assert cv2.imread(str(out / 'benchmark.png')).shape[1] > 1000
     assert sorted(path.name for path in out.iterdir()) == [
         'benchmark.json',

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.registry import MODELS, DefaultScope, Registry  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from mmkw import KWConv2d  # noqa: E402
+from mmkw import KWConv2d, fold_attentions  # noqa: E402
 from mmkw.analysis import (  # noqa: E402
     Rates,
     Spread,
@@ -113,6 +114,18 @@ def parse_args(argv=None) -> argparse.Namespace:
         'batch assembled, then one grouped convolution, as in the release',
     )
     parser.add_argument(
+        '--fold', nargs='?', type=float, const=4.0, metavar='CELLS',
+        help='measure the inference of each KW network a second time, with the attentions of all '
+        'layers folded that have at least so many cells for each tensor to mix instead (see '
+        'mmkw.fold_attentions). Without a number 4',
+    )  # fmt: skip
+    parser.add_argument(
+        '--keep-memory', action=argparse.BooleanOptionalAction, default=True,
+        help='on the CPU, let the C library (glibc) keep freed memory for the next tensors, as '
+        "PyTorch does on GPUs; by default it returns large tensors' to the system, which takes "
+        'long to hand it out again. Default: yes',
+    )  # fmt: skip
+    parser.add_argument(
         '--protocol',
         choices=['paper'],
         help="the models and batch sizes of the paper's Tables 12 and 16, beside its numbers; "
@@ -164,10 +177,11 @@ class Setting:
     memory_format: torch.memory_format
     resolution: int
     rounds: int
+    keeps_memory: bool
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Setting:
-        """Also sets the process up: threads, TF32 and cuDNN's choice of algorithms.
+        """Also sets the process up: threads, memory, TF32 and cuDNN's choice of algorithms.
 
         Raises:
             ValueError: If the device is not there or does not have the type.
@@ -194,6 +208,7 @@ class Setting:
             memory_format=torch.channels_last if args.channels_last else torch.contiguous_format,
             resolution=args.resolution,
             rounds=args.rounds,
+            keeps_memory=device.type == 'cpu' and args.keep_memory and keep_freed_memory(),
         )
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -205,6 +220,13 @@ class Setting:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled)
 
 
+def keep_freed_memory() -> bool:
+    """Let the C library keep all freed memory, and say whether it does: glibc's can."""
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if os.name == 'posix' else None
+    # malloc.h: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1; they return 1 if they took effect.
+    return mallopt is not None and mallopt(-4, 0) == 1 and mallopt(-1, 2**31 - 1) == 1
+
+
 def describe_machine(args: argparse.Namespace, setting: Setting) -> dict:
     """What a reader needs to know to compare times; nothing that tells whose machine it is."""
     facts = {
@@ -212,6 +234,7 @@ def describe_machine(args: argparse.Namespace, setting: Setting) -> dict:
         'logical cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
         'OMP_WAIT_POLICY': os.environ['OMP_WAIT_POLICY'],
+        'freed memory': 'kept by the process' if setting.keeps_memory else 'as the C library does',
         'torch': torch.__version__,
         'python': platform.python_version(),
         'system': f'{platform.system()} {platform.machine()}',
@@ -362,6 +385,8 @@ class Network:
         self.config = candidate.stem
         self.is_detector = candidate.scope == 'mmdet'
         self.is_reference = False
+        self.is_folded = False
+        self.folded_bytes = 0
         self.setting = setting
         torch.manual_seed(0)
         with DefaultScope.overwrite_default_scope(candidate.scope), _quiet_mmengine():
@@ -379,6 +404,15 @@ class Network:
         network = copy.copy(self)
         network.name = f'{self.name} (reference)'
         network.is_reference = True
+        return network
+
+    def with_folded_attentions(self, min_saving: float) -> Network:
+        """A copy for inference only, with attentions folded into the cells."""
+        network = copy.copy(self)
+        network.name = f'{self.name} (folded)'
+        network.is_folded = True
+        network.model = copy.deepcopy(self.model).eval()
+        network.folded_bytes = sum(fold_attentions(network.model, min_saving).values())
         return network
 
     def make_batch(self, size: int) -> tuple[Tensor, list]:
@@ -454,7 +488,9 @@ class Network:
             norm.momentum = momentum
 
 
-def build_group(group: list[Candidate], setting: Setting, reference: bool) -> list[Network]:
+def build_group(
+    group: list[Candidate], setting: Setting, reference: bool, fold: float | None
+) -> list[Network]:
     """Build networks of the same plain twin, which stands first.
 
     Raises:
@@ -466,9 +502,11 @@ def build_group(group: list[Candidate], setting: Setting, reference: bool) -> li
             f'cannot tell what {group[-1].name} is without its KW layers: they do not come from '
             f'a KW backbone or KWLinearClsHead (but from a conv_cfg, say)'
         )
+    own = networks[1:]
     if reference:
-        for network in networks[1:]:
-            networks.append(network.by_reference_route())
+        networks += [network.by_reference_route() for network in own]
+    if fold is not None:
+        networks += [network.with_folded_attentions(fold) for network in own]
     return networks
 
 
@@ -575,7 +613,7 @@ def measure_group(
     group: list[Candidate], args: argparse.Namespace, setting: Setting, rates: Rates
 ) -> list[dict]:
     """Measure networks of the same plain twin; one record each, the plain one's first."""
-    networks = build_group(group, setting, args.reference)
+    networks = build_group(group, setting, args.reference, args.fold)
     plain = networks[0]
     records = []
     for network in networks:
@@ -588,6 +626,7 @@ def measure_group(
                 plain=plain.name,
                 parameters=sum(parameter.numel() for parameter in network.model.parameters()),
                 operations_per_image=asdict(count),
+                folded_bytes=network.folded_bytes,
             )
         )
     is_mobilenet = 'mobilenet' in plain.config
@@ -595,9 +634,14 @@ def measure_group(
     train_batch_size = args.train_batch_size or (in_paper if args.protocol else 16)
 
     for mode, batch_sizes in (('inference', args.batch_sizes), ('train', [train_batch_size])):
+        measurable = [
+            (network, record)
+            for network, record in zip(networks, records)
+            if mode == 'inference' or not network.is_folded
+        ]
         for batch_size in batch_sizes if mode in args.mode else ():
-            measured = measure_time(networks, mode, batch_size, rates, setting)
-            for record, times in zip(records, measured):
+            measured = measure_time([n for n, _ in measurable], mode, batch_size, rates, setting)
+            for (_, record), times in zip(measurable, measured):
                 record.setdefault(mode, []).append(times)
                 print(
                     f'{record["name"]}: {mode}, batch {batch_size}: '
@@ -607,6 +651,8 @@ def measure_group(
                 )
     if 'memory' in args.mode:
         for network, record in zip(networks, records):
+            if network.is_folded:
+                continue
             record['memory'] = measure_memory(
                 network, train_batch_size, max(args.batch_sizes), setting
             )

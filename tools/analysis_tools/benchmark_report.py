@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,14 +72,19 @@ def _table(title: str, note: str, columns: list[str], rows: list[list[str]]) -> 
 
 
 def _cost_table(models: list[dict]) -> list[str]:
-    rows = []
+    rows, has_folded = [], any(model['folded_bytes'] for model in models)
     for model in models:
         count = Operations(**model['operations_per_image'])
         parts = (count.convolution, count.assembling, count.attention, count.total)
         parameters = f'{model["parameters"]:,}'
         rows.append([model['name'], parameters, *(f'{part / 1e6:,.1f}' for part in parts)])
+        if has_folded:
+            rows[-1].append(f'{model["folded_bytes"] / 1e6:,.1f}')
     columns = ['model', 'parameters', 'convolution', 'assembling', 'attention', 'total']
     note = 'Millions of multiply-adds for one image, in the formulas of the paper.'
+    if has_folded:
+        columns.append('folded, MB')
+        note += ' Folded: memory for the tensors that are mixed instead of cells.'
     return _table('Operations', note, columns, rows)
 
 
@@ -111,13 +117,13 @@ def _time_table(models: list[dict], mode: str) -> list[str]:
 
 
 def _by_batch_size(models: list[dict], mode: str) -> list[tuple[dict, dict]]:
-    pairs = [(model, times) for model in models for times in model[mode]]
+    pairs = [(model, times) for model in models for times in model.get(mode, ())]
     return sorted(pairs, key=lambda pair: pair[1]['batch_size'])
 
 
 def _memory_table(models: list[dict]) -> list[str]:
     rows = []
-    for model in models:
+    for model in (model for model in models if 'memory' in model):
         memory = model['memory']
         row = [model['name'], f'{memory["train_batch_size"]}, {memory["batch_size"]}']
         for key, ratio in memory['ratio'].items():
@@ -233,7 +239,8 @@ def plot_models(results: dict, out: Path) -> None:
     for axis, mode in zip(axes[0], panels):
         series = bars[mode]
         height = 0.8 / len(series)
-        largest = max(high for ratios in series.values() for _, _, high in ratios)
+        highs = [high for ratios in series.values() for _, _, high in ratios]
+        largest = max(high for high in highs if not math.isnan(high))
         for index, (label, ratios) in enumerate(series.items()):
             places = [row - 0.4 + (index + 0.5) * height for row in range(len(models))]
             medians = [ratio[0] for ratio in ratios]
@@ -247,7 +254,7 @@ def plot_models(results: dict, out: Path) -> None:
                 label=label,
             )  # fmt: skip
             for place, (median, _, high) in zip(places, ratios):
-                text = f'{median:.2f}'
+                text = '' if math.isnan(median) else f'{median:.2f}'
                 axis.text(high + 0.02 * largest, place, text, va='center', fontsize=8)
         axis.axvline(1, color=GREY, linestyle='--', linewidth=1, zorder=0)
         label = 'bytes / plain network' if mode == 'memory' else 'time / plain network'
@@ -267,10 +274,13 @@ def plot_models(results: dict, out: Path) -> None:
 
 
 def _bars(models: list[dict], mode: str) -> dict[str, list[tuple[float, float, float]]]:
-    """Median and quartiles of each network's ratio, for each series of bars by its label."""
+    """Median and quartiles of each network's ratio, for each series of bars by its label.
+
+    Not a number where a network was not measured.
+    """
+    measured = [model[mode] for model in models if mode in model]
+    series: dict[str, list] = {}
     if mode == 'memory':
-        measured = [model['memory'] for model in models]
-        series = {}
         for label, key, batch_size in (
             ('kept for backward', 'kept_bytes', 'train_batch_size'),
             ('training peak', 'train_peak_bytes', 'train_batch_size'),
@@ -278,13 +288,15 @@ def _bars(models: list[dict], mode: str) -> dict[str, list[tuple[float, float, f
         ):
             label = f'{label}, {_batch_label(memory[batch_size] for memory in measured)}'
             series[label] = [(memory['ratio'][key],) * 3 for memory in measured]
-        return series
-    return {
-        _batch_label(times['batch_size'] for times in measured): [
-            tuple(Spread(**times['ratio'])) for times in measured
-        ]
-        for measured in zip(*(model[mode] for model in models))
-    }
+    else:
+        for times in zip(*measured):
+            label = _batch_label(record['batch_size'] for record in times)
+            series[label] = [tuple(Spread(**record['ratio'])) for record in times]
+    missing = (math.nan,) * 3
+    for label, ratios in series.items():
+        ratios = iter(ratios)
+        series[label] = [next(ratios) if mode in model else missing for model in models]
+    return series
 
 
 def _batch_label(batch_sizes: Iterable[int]) -> str:
