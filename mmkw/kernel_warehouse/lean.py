@@ -20,7 +20,7 @@ from .sample_convolution import convolve, convolve_backward, is_channels_last
 
 # Bytes of kernels in a block. Measured on two cores: larger ones leave the cache, and from 32 MiB
 # on the C library takes fresh memory from the kernel, page by page, for each of them.
-_BLOCK_BYTES = {'cpu': 2**24, 'cuda': 2**28}
+_BLOCK_BYTES = {'cpu': 3 * 2**23, 'cuda': 2**28}
 # Fewer rows make products too narrow to be fast.
 _MIN_ROWS = 32
 
