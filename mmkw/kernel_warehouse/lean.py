@@ -119,20 +119,22 @@ def convolve_folded(
     dilation,
 ) -> Tensor:
     """Convolve each sample with its kernel of :func:`assemble_folded`."""
-    num_rows = basis.shape[3]
-    if len(x) == 1:
-        # Products of a vector and a matrix are faster by the batch.
-        kernels = assemble_folded(coefficients, scale, basis, partition)
-        return convolve(x, kernels, groups, stride, padding, dilation)
+    blocks, _, m, num_rows = basis.shape[:4]
+    c_out = blocks * num_rows
 
-    def assemble(some: slice, rows: slice) -> Tensor:
+    def assemble_rows(some: slice, rows: slice) -> Tensor:
         block = basis[rows.start // num_rows]
         mixtures = _product(coefficients[some], block.flatten(1))
-        mixtures = mixtures.unflatten(1, (partition.num_mixtures, -1)) * scale[some, :, None]
+        mixtures = mixtures.unflatten(1, (m, -1)) * scale[some, :, None]
         return _as_kernels(mixtures, basis.shape[3:], partition)
 
+    def assemble(some: slice, rows: slice) -> Tensor:
+        return assemble_folded(coefficients[some], scale[some], basis, partition)
+
+    if _num_rows(x, c_out, partition, groups) == c_out:
+        num_rows, assemble_rows = c_out, assemble
     return _convolve_blocks(
-        x, assemble, len(basis) * num_rows, num_rows, partition, groups, stride, padding, dilation
+        x, assemble_rows, c_out, num_rows, partition, groups, stride, padding, dilation
     )
 
 
