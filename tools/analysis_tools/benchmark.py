@@ -117,7 +117,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--fold', nargs='?', type=float, const=4.0, metavar='CELLS',
         help='measure the inference of each KW network a second time, with the attentions of all '
         'layers folded that have at least so many cells for each tensor to mix instead (see '
-        'mmkw.fold_attentions). Without a number 4',
+        'mmkw.fold_attentions), if there are any. Without a number 4',
     )  # fmt: skip
     parser.add_argument(
         '--keep-memory', action=argparse.BooleanOptionalAction, default=True,
@@ -506,7 +506,8 @@ def build_group(
     if reference:
         networks += [network.by_reference_route() for network in own]
     if fold is not None:
-        networks += [network.with_folded_attentions(fold) for network in own]
+        folded = (network.with_folded_attentions(fold) for network in own)
+        networks += [network for network in folded if network.folded_bytes]
     return networks
 
 
