@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmkw.analysis import Operations, count_operations
 from mmkw.backbones import KWResNet
-from mmkw.kernel_warehouse import KWConv2d, KWLinear
+from mmkw.kernel_warehouse import KWConv2d, KWLinear, fold_attentions
 from mmkw.kernel_warehouse.assembly import forced_route
 
 
@@ -78,6 +78,12 @@ def test_kw_network_by_the_reference_route(budget):
     assert min(operations.assembling, operations.attention) > 0
     with torch.no_grad():
         assert count_operations(network, lambda: network(x)) == operations
+
+    fold_attentions(network, min_saving=0)
+    with torch.no_grad(), forced_route('reference'):
+        folded = count_operations(network, lambda: network(x))
+        assert folded.total == multiply_adds_of_torch(lambda: network(x))
+    assert folded.assembling != operations.assembling
 
 
 def test_hooks_are_gone_even_after_an_error():
