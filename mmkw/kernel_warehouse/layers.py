@@ -82,6 +82,7 @@ class _KWLayer(nn.Module):
 
     def _set_partition(self, partition: KernelPartition, **attention_options) -> None:
         self.partition = partition
+        self.unfold_attention()
         self.attention = KernelAttention(
             self._attention_in_channels, partition, **attention_options
         )
