@@ -224,6 +224,7 @@ def mix_responses(
 
 
 @functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # Kept for later calls, which autograd may follow.
 def _links(size, out_size, kernel_size, stride, padding, dilation) -> Tensor:
     """For input and output pixels the kernel position between them, or one past the last."""
     index, is_linked = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)

@@ -174,6 +174,18 @@ def test_frozen_inputs_and_parameters():
         assert not layer(x.detach()).requires_grad
 
 
+def test_training_after_inference_mode():
+    """What a route keeps between calls is no inference tensor."""
+    layer, x = make('dense')
+    assembly._links.cache_clear()
+    with assembly.forced_route('responses'):
+        with torch.inference_mode():
+            expected = layer(x)
+        y = layer(x)
+        y.sum().backward()
+    torch.testing.assert_close(y.detach(), expected.clone())
+
+
 def test_route_is_restored_and_named():
     layer, x = make('dense')
     with pytest.raises(RuntimeError, match='stop'), assembly.forced_route('reference'):
