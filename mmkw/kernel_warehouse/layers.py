@@ -109,6 +109,7 @@ class _KWLayer(nn.Module):
             self.partition, self.bias, **geometry,
         )  # fmt: skip
 
+    @torch.inference_mode(False)  # Gradients of the input may be asked for later.
     @torch.no_grad()
     def fold_attention(self) -> None:
         r"""Mix the cells beforehand along the hidden channels of the attention, for inference.
