@@ -137,7 +137,8 @@ def folded_conv(
         kernels = assemble_folded(coefficients, scale, basis, partition)
         y = convolve_kernels(x, kernels, groups, **geometry)
     else:
-        y = convolve_folded(x, coefficients, scale, basis, partition, groups, **geometry)
+        geometry = tuple(geometry.values())
+        y = convolve_folded(x, coefficients, scale, basis, partition, groups, geometry)
     return _add_bias(y, bias)
 
 

@@ -32,8 +32,6 @@ def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> 
     Returns:
         ``alpha``, shape ``(N, m, n)``, in at least float32.
     """
-    # Half precision would lose the sum over a hundred cells and more.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     normalised = logits[..., :-1] / normaliser(logits)[..., None]
     # lerp is exact at both ends: one-hot at temperature 1, untouched at 0.
     weight = temperature.to(normalised)
@@ -41,7 +39,8 @@ def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> 
 
 
 def normaliser(logits: Tensor) -> Tensor:
-    """The denominator of Eq. 4 for each mixture, ``(N, m, n + 1)`` to ``(N, m)``."""
+    """The denominator of Eq. 4, ``(N, m, n + 1)`` to ``(N, m)``, in at least float32."""
+    # Half precision would lose the sum over a hundred cells and more.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.abs().sum(dim=-1) + _EPS
 

@@ -43,7 +43,7 @@ class LeanConv(torch.autograd.Function):
             x,
             lambda some, rows: _assemble(attention[some], cells[:, rows].contiguous(), partition),
             cells.shape[1], _num_rows(x, cells.shape[1], partition, groups), partition, groups,
-            *ctx.geometry,
+            ctx.geometry,
         )  # fmt: skip
         ctx.dtype = y.dtype
         return y
@@ -57,7 +57,7 @@ class LeanConv(torch.autograd.Function):
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         # Half precision would lose small summands.
         sums = torch.promote_types(cells.dtype, torch.float32)
-        grad_attention = torch.zeros(attention.shape, dtype=sums, device=x.device)
+        grad_attention = torch.empty(attention.shape, dtype=sums, device=x.device)
         grad_cells = torch.empty(cells.shape, dtype=sums, device=x.device)
         c_out = cells.shape[1]
         num_rows = _num_rows(x, c_out, ctx.partition, ctx.groups)
@@ -73,7 +73,7 @@ class LeanConv(torch.autograd.Function):
             of_attention, of_cells = _assemble_backward(
                 grad_kernels, attention[some], some_cells, ctx.partition
             )
-            grad_attention[some] += of_attention
+            _put(grad_attention[some], of_attention, is_first=rows.start == 0)
             _put(grad_cells[:, rows], of_cells, is_first=some.start == 0)
             if grad_x is not None:
                 _put(grad_x[some], of_x, is_first=rows.start == 0)
@@ -101,10 +101,9 @@ def fold(weights: Tensor, cells: Tensor, partition: KernelPartition, groups: int
     """
     c_out = cells.shape[1]
     rows = _divisor(c_out, _MIN_ROWS) if groups == 1 else c_out
-    blocks = cells.unflatten(1, (-1, rows)).unbind(1)
-    k, m, n = weights.shape
-    mixed = [weights.flatten(0, 1).mm(block.flatten(1)) for block in blocks]
-    return torch.stack([block.view(k, m, rows, *cells.shape[2:]) for block in mixed])
+    blocks = cells.unflatten(1, (-1, rows)).transpose(0, 1).flatten(2)
+    mixed = weights.flatten(0, 1).expand(len(blocks), -1, -1).bmm(blocks)
+    return mixed.view(-1, *weights.shape[:2], rows, *cells.shape[2:])
 
 
 def convolve_folded(
@@ -114,13 +113,17 @@ def convolve_folded(
     basis: Tensor,
     partition: KernelPartition,
     groups: int,
-    stride,
-    padding,
-    dilation,
+    geometry: tuple,
 ) -> Tensor:
-    """Convolve each sample with its kernel of :func:`assemble_folded`."""
+    """Convolve each sample with its kernel of :func:`assemble_folded`.
+
+    ``geometry`` is stride, padding and dilation.
+    """
     blocks, _, m, num_rows = basis.shape[:4]
     c_out = blocks * num_rows
+
+    def assemble_all(some: slice, rows: slice) -> Tensor:
+        return assemble_folded(coefficients[some], scale[some], basis, partition)
 
     def assemble_rows(some: slice, rows: slice) -> Tensor:
         block = basis[rows.start // num_rows]
@@ -128,14 +131,9 @@ def convolve_folded(
         mixtures = mixtures.unflatten(1, (m, -1)) * scale[some, :, None]
         return _as_kernels(mixtures, basis.shape[3:], partition)
 
-    def assemble(some: slice, rows: slice) -> Tensor:
-        return assemble_folded(coefficients[some], scale[some], basis, partition)
-
     if _num_rows(x, c_out, partition, groups) == c_out:
-        num_rows, assemble_rows = c_out, assemble
-    return _convolve_blocks(
-        x, assemble_rows, c_out, num_rows, partition, groups, stride, padding, dilation
-    )
+        return _convolve_blocks(x, assemble_all, c_out, c_out, partition, groups, geometry)
+    return _convolve_blocks(x, assemble_rows, c_out, num_rows, partition, groups, geometry)
 
 
 def assemble_folded(
@@ -169,14 +167,12 @@ def _convolve_blocks(
     num_rows: int,
     partition: KernelPartition,
     groups: int,
-    stride,
-    padding,
-    dilation,
+    geometry: tuple,
 ) -> Tensor:
     """Convolve with kernels that ``assemble`` makes for samples and rows."""
     y = None
     for some, rows in _blocks(x, c_out, num_rows, partition):
-        part = convolve(x[some], assemble(some, rows), groups, stride, padding, dilation)
+        part = convolve(x[some], assemble(some, rows), groups, *geometry)
         if y is None and len(part) == len(x) and num_rows == c_out:
             return part
         if y is None:

@@ -16,14 +16,6 @@ LAYERS = {
 }
 
 
-@pytest.fixture(params=[2**24, 1], ids=['one block', 'blocks'])
-def blocks(request, monkeypatch):
-    """Kernels of all samples and rows at once, or of one sample and a few rows."""
-    monkeypatch.setitem(lean._BLOCK_BYTES, 'cpu', request.param)
-    if request.param == 1:
-        monkeypatch.setattr(lean, '_MIN_ROWS', 4)
-
-
 def make(kind, **kwargs):
     torch.manual_seed(0)
     layer = LAYERS[kind]().to(**kwargs)

@@ -1,6 +1,7 @@
 """Attentions folded into the cells: the same outputs, and clear ends."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from mmkw.kernel_warehouse import (
     KWLinear,
     assembly,
     fold_attentions,
-    lean,
     set_temperature,
     unfold_attentions,
 )
@@ -40,13 +40,6 @@ def make(kind, dtype=torch.float64):
     return layer.eval(), x
 
 
-@pytest.fixture(params=[2**24, 1], ids=['one block', 'blocks'])
-def blocks(request, monkeypatch):
-    monkeypatch.setitem(lean._BLOCK_BYTES, 'cpu', request.param)
-    if request.param == 1:
-        monkeypatch.setattr(lean, '_MIN_ROWS', 4)
-
-
 @pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('kind', LAYERS)
 @pytest.mark.parametrize(
@@ -57,12 +50,9 @@ def test_equals_mixing_the_cells(kind, dtype, tolerance):
     expected = layer(x)
     layer.fold_attention()
     scale = expected.abs().max().item()
-    for route in (None, 'reference'):
-        if route is None:
+    for route in (nullcontext(), assembly.forced_route('reference')):
+        with route:
             actual = layer(x)
-        else:
-            with assembly.forced_route(route):
-                actual = layer(x)
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale)
     assert layer(x[:0]).shape == (0, *expected.shape[1:])
 
@@ -103,7 +93,7 @@ def test_network():
         network(x)
         network.eval()
         expected = network(x)[-1]
-        state = {name: value.clone() for name, value in network.state_dict().items()}
+        names = network.state_dict().keys()
         added = fold_attentions(network, min_saving=16)
         assert 0 < len(added) < 52
         for name, layer in network.named_modules():
@@ -113,7 +103,7 @@ def test_network():
         name = 'layer3.1.conv2'
         assert added[name] == 4 * 9 * 256 * 256 * (16 + 1)
         torch.testing.assert_close(network(x)[-1], expected, rtol=1e-4, atol=1e-4)
-        assert network.state_dict().keys() == state.keys()
+        assert network.state_dict().keys() == names
         torch.testing.assert_close(copy.deepcopy(network)(x)[-1], expected, rtol=1e-4, atol=1e-4)
         unfold_attentions(network)
         assert torch.equal(network(x)[-1], expected)

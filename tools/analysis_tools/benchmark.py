@@ -385,7 +385,6 @@ class Network:
         self.config = candidate.stem
         self.is_detector = candidate.scope == 'mmdet'
         self.is_reference = False
-        self.is_folded = False
         self.folded_bytes = 0
         self.setting = setting
         torch.manual_seed(0)
@@ -410,7 +409,6 @@ class Network:
         """A copy for inference only, with attentions folded into the cells."""
         network = copy.copy(self)
         network.name = f'{self.name} (folded)'
-        network.is_folded = True
         network.model = copy.deepcopy(self.model).eval()
         network.folded_bytes = sum(fold_attentions(network.model, min_saving).values())
         return network
@@ -638,7 +636,7 @@ def measure_group(
         measurable = [
             (network, record)
             for network, record in zip(networks, records)
-            if mode == 'inference' or not network.is_folded
+            if mode == 'inference' or not network.folded_bytes
         ]
         for batch_size in batch_sizes if mode in args.mode else ():
             measured = measure_time([n for n, _ in measurable], mode, batch_size, rates, setting)
@@ -652,7 +650,7 @@ def measure_group(
                 )
     if 'memory' in args.mode:
         for network, record in zip(networks, records):
-            if network.is_folded:
+            if network.folded_bytes:
                 continue
             record['memory'] = measure_memory(
                 network, train_batch_size, max(args.batch_sizes), setting

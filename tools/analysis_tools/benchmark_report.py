@@ -278,8 +278,8 @@ def _bars(models: list[dict], mode: str) -> dict[str, list[tuple[float, float, f
 
     Not a number where a network was not measured.
     """
-    measured = [model[mode] for model in models if mode in model]
-    series: dict[str, list] = {}
+    measured, missing = [model[mode] for model in models if mode in model], (math.nan,) * 3
+    series = {}
     if mode == 'memory':
         for label, key, batch_size in (
             ('kept for backward', 'kept_bytes', 'train_batch_size'),
@@ -287,15 +287,16 @@ def _bars(models: list[dict], mode: str) -> dict[str, list[tuple[float, float, f
             ('inference peak', 'inference_peak_bytes', 'batch_size'),
         ):
             label = f'{label}, {_batch_label(memory[batch_size] for memory in measured)}'
-            series[label] = [(memory['ratio'][key],) * 3 for memory in measured]
-    else:
-        for times in zip(*measured):
-            label = _batch_label(record['batch_size'] for record in times)
-            series[label] = [tuple(Spread(**record['ratio'])) for record in times]
-    missing = (math.nan,) * 3
-    for label, ratios in series.items():
-        ratios = iter(ratios)
-        series[label] = [next(ratios) if mode in model else missing for model in models]
+            series[label] = [
+                (model[mode]['ratio'][key],) * 3 if mode in model else missing for model in models
+            ]
+        return series
+    for index, times in enumerate(zip(*measured)):
+        label = _batch_label(record['batch_size'] for record in times)
+        series[label] = [
+            tuple(Spread(**model[mode][index]['ratio'])) if mode in model else missing
+            for model in models
+        ]
     return series
 
 
