@@ -19,7 +19,7 @@ from cli_common import (
 from mmengine.device import get_device
 
 from mmkw.checkpoints import latest_checkpoint
-from mmkw.checkpoints.saving import remove_partial_files
+from mmkw.files import remove_partial_files
 
 
 def parse_args(argv=None):

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 
+from ..files import whole_file, write_whole
 from .tensors import SUFFIX, checkpoint_to_bytes
-
-_PARTIAL = '.{name}.{pid}.partial'
 
 
 def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
@@ -30,20 +26,13 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
     if Path(path).suffix == SUFFIX:
         save_bytes(checkpoint_to_bytes(checkpoint), path)
         return
-    with _whole_file(Path(path)) as file:
+    with whole_file(path) as file:
         torch.save(checkpoint, file)
 
 
 def save_bytes(content: bytes, path: str | os.PathLike) -> None:
     """Like :func:`save_checkpoint`, for what is bytes already."""
-    with _whole_file(Path(path)) as file:
-        file.write(content)
-
-
-def remove_partial_files(folder: str | os.PathLike) -> None:
-    """Remove what killed processes left of files that they were writing to a folder."""
-    for path in Path(folder).glob(_PARTIAL.format(name='*', pid='*')):
-        path.unlink(missing_ok=True)
+    write_whole(content, path, sync=True)
 
 
 @register_backend('local', force=True, prefixes='')
@@ -58,21 +47,3 @@ class WholeFileBackend(LocalBackend):
         """Write bytes to a file, whose folder is created if it is missing."""
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         save_bytes(obj, filepath)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f'cannot write {path}: the folder {path.parent} does not exist; create it first'
-        )
-    partial = path.with_name(_PARTIAL.format(name=path.name, pid=os.getpid()))
-    try:
-        with open(partial, 'wb') as file:
-            yield file
-            # Else a crash of the machine could leave an empty file of the final name.
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from mmkw.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from mmkw.checkpoints.saving import remove_partial_files
+from mmkw.files import remove_partial_files
 
 
 @contextmanager

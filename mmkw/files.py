@@ -1,0 +1,57 @@
+"""Writing files so that no reader ever sees half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_PARTIAL = '.{name}.{pid}.partial'
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[BinaryIO]:
+    """Write a file beside its destination, then move it there in one step.
+
+    Whatever ends the process in between, an earlier file of that name stays as it was.
+
+    Args:
+        path: destination; its folder must exist, an existing file is replaced.
+        sync: whether to wait until the disk has the content, so that a crash of the machine
+            leaves no empty file of the final name. Defaults to ``True``.
+
+    Yields:
+        The file to write bytes to.
+
+    Raises:
+        FileNotFoundError: if the destination's folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f'cannot write {path}: the folder {path.parent} does not exist; create it first'
+        )
+    partial = path.with_name(_PARTIAL.format(name=path.name, pid=os.getpid()))
+    try:
+        with open(partial, 'wb') as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(content: bytes | str, path: str | os.PathLike, sync: bool = False) -> None:
+    """Write bytes, or text in UTF-8, to a file by :func:`whole_file`."""
+    with whole_file(path, sync) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_partial_files(folder: str | os.PathLike) -> None:
+    """Remove what killed processes left of files that they were writing to a folder."""
+    for path in Path(folder).glob(_PARTIAL.format(name='*', pid='*')):
+        path.unlink(missing_ok=True)
