@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 TORCH_ENV = .venv-torch-$(TORCH)
-TORCH_TESTS := $(addprefix tests/test_checkpoints/test_,loading.py schemes.py saving.py \
+TORCH_TESTS := $(addprefix tests/test_checkpoints/test_,loading.py checkpoint_loaders.py saving.py \
 	publishing.py mutations.py)
 
 RUN_NEEDS := torch torchvision mmengine mmcv.ops mmdet mmpretrain sklearn matplotlib

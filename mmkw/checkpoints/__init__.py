@@ -1,24 +1,24 @@
 """Checkpoints: reading them safely, writing them whole, converting and publishing them."""
 
-from . import schemes
+from . import checkpoint_loaders
 from .loading import CheckpointError, UnsafeCheckpointError, allow_classes, load_checkpoint
-from .plain import WarmStart, convert_plain, warm_start
 from .publishing import publish_checkpoint
-from .released import convert_released
+from .released_conversion import convert_released
 from .resuming import latest_checkpoint
 from .saving import save_checkpoint
+from .warm_starting import WarmStart, convert_plain, warm_start
 
 __all__ = [
     'CheckpointError',
     'UnsafeCheckpointError',
     'WarmStart',
     'allow_classes',
+    'checkpoint_loaders',
     'convert_plain',
     'convert_released',
     'latest_checkpoint',
     'load_checkpoint',
     'publish_checkpoint',
     'save_checkpoint',
-    'schemes',
     'warm_start',
 ]

@@ -3,9 +3,9 @@
 A torch checkpoint is a pickle, and a pickle is a program: it may name any function that Python
 can import and have it called. The unpickler here resolves only the names in this file's tables
 (:data:`_CALLABLE`, :data:`_NAMED`) and those a user adds with :func:`allow_classes`; nothing else
-is imported or called. MMEngine reads all its checkpoints with it (see ``schemes.py``), which lets
-them load and resume on torch 2.6 and newer, too: torch's own restricted unpickler refuses the
-message hub in them.
+is imported or called. MMEngine reads all its checkpoints with it (see ``checkpoint_loaders.py``),
+which lets them load and resume on torch 2.6 and newer, too: torch's own restricted unpickler
+refuses the message hub in them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
-from .tensors import SUFFIX, checkpoint_from_bytes
+from .safetensors_format import SUFFIX, checkpoint_from_bytes
 
 _ZIP_START = b'PK\x03\x04'
 _ZIP_END = b'PK\x05\x06'

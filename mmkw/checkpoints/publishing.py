@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .loading import load_checkpoint
 from .saving import save_bytes
-from .values import check_values
+from .tensor_checks import check_values
 
 
 def publish_checkpoint(

@@ -9,7 +9,7 @@ import torch
 from mmengine.fileio import LocalBackend, register_backend
 
 from ..files import whole_file, write_whole
-from .tensors import SUFFIX, checkpoint_to_bytes
+from .safetensors_format import SUFFIX, checkpoint_to_bytes
 
 
 def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:

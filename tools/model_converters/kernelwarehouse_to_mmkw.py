@@ -5,7 +5,7 @@ import pickle
 import sys
 
 from mmkw.checkpoints import save_checkpoint
-from mmkw.checkpoints.released import read_released
+from mmkw.checkpoints.released_conversion import read_released
 
 
 def parse_args():

@@ -10,7 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 
-from mmkw.checkpoints.plain import convert_plain
+from mmkw.checkpoints.warm_starting import convert_plain
 
 
 def parse_args():

@@ -17,7 +17,7 @@ import mmkw
 from mmkw.backbones import KWConvNeXt, KWMobileNetV2, KWResNet
 from mmkw.backbones.vision_transformer import KWVisionTransformer
 from mmkw.checkpoints import load_checkpoint
-from mmkw.checkpoints.plain import convert_plain, cut_kernel, warm_start
+from mmkw.checkpoints.warm_starting import convert_plain, cut_kernel, warm_start
 from mmkw.kernel_warehouse import partition_kernels
 
 ROOT = Path(__file__).parents[2]

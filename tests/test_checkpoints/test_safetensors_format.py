@@ -14,7 +14,7 @@ from torch import nn
 
 from mmkw.backbones import KWResNet
 from mmkw.checkpoints import CheckpointError, convert_released, load_checkpoint, save_checkpoint
-from mmkw.checkpoints.tensors import checkpoint_from_bytes, checkpoint_to_bytes
+from mmkw.checkpoints.safetensors_format import checkpoint_from_bytes, checkpoint_to_bytes
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'kernelwarehouse_to_mmkw.py'
 

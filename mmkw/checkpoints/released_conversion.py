@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from ..backbones import KWConvNeXt, KWMobileNetV2, KWResNet
 from ..kernel_warehouse.layers import _KWLayer
 from .loading import load_checkpoint
-from .names import FORMATS, rename
+from .plain_tensor_names import FORMATS, rename
 from .saving import save_checkpoint
-from .values import FLOATS, check_values
+from .tensor_checks import FLOATS, check_values
 
 # Where released files hold state dicts; the first one that is there is the one to evaluate.
 _WEIGHTS = ('model_ema', 'model', 'state_dict')

@@ -18,9 +18,9 @@ from ..kernel_warehouse.partition import KernelPartition
 from ..kernel_warehouse.plan import some_of
 from ..kernel_warehouse.warehouse import Warehouse
 from .loading import load_checkpoint
-from .names import FORMATS, rename
+from .plain_tensor_names import FORMATS, rename
 from .saving import save_checkpoint
-from .values import FLOATS, check_values
+from .tensor_checks import FLOATS, check_values
 
 # Where checkpoints hold their state dict. Averaged weights are the ones to evaluate; MMEngine
 # keeps those in `state_dict`.
@@ -40,7 +40,7 @@ class WarmStart:
     """What :func:`warm_start` did.
 
     Attributes:
-        source_format: of the names in the plain state dict, see :data:`names.FORMATS`.
+        source_format: of the names in the plain state dict, see :data:`plain_tensor_names.FORMATS`.
         mapping: where each tensor that was used went: its name in the plain state dict -> the
             tensor of the network, or which cells.
         fresh: layers outside the backbone that keep the values which the network had, because the

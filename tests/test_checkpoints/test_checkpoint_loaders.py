@@ -118,7 +118,7 @@ def assert_good(checkpoint):
 
 def test_no_scheme_is_left_to_a_trusting_loader():
     assert {loader.__module__ for loader in CheckpointLoader._schemes.values()} == {
-        'mmkw.checkpoints.schemes'
+        'mmkw.checkpoints.checkpoint_loaders'
     }
 
 
