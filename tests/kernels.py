@@ -25,7 +25,9 @@ def copy_kernels(kw, plain, x):
         What ``kw`` makes of ``x``.
     """
     state_dict, wanted = kw.state_dict(), plain.state_dict()
-    plain.load_state_dict({k: v for k, v in state_dict.items() if k in wanted}, strict=False)
+    # The layer scales of KWConvNeXt have more dimensions, of size 1.
+    shared = {k: v.reshape(wanted[k].shape) for k, v in state_dict.items() if k in wanted}
+    plain.load_state_dict(shared, strict=False)
     modules = dict(plain.named_modules())
 
     def copy_kernel(name):

@@ -12,6 +12,7 @@ roi_extractor = dict(out_channels=channels, finest_scale=28)
 model = dict(
     backbone=dict(
         depth=18,
+        drop_path_rate=0.0,
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=dict(checkpoint='work_dirs/kw-resnet18-1x_digits/epoch_1.pth'),

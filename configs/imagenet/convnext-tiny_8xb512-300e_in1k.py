@@ -1,6 +1,5 @@
 _base_ = './_base_/convnext-tiny_8xb512-300e.py'
 
-# budget=None is the plain ConvNeXt, with the recipe's constant drop path, which mmpretrain.ConvNeXt
-# cannot express (its drop path grows with depth).
-model = dict(backbone=dict(budget=None))
+# budget=None is the plain ConvNeXt.
+model = dict(backbone=dict(budget=None, drop_path_rate=0.1))
 custom_hooks = [_base_.ema_hook]

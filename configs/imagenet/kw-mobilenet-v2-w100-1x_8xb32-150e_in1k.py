@@ -1,3 +1,7 @@
 _base_ = './_base_/mobilenet-v2_8xb32-150e.py'
 
-model = dict(backbone=dict(budget=1))
+# This model was released with label smoothing.
+model = dict(
+    backbone=dict(budget=1),
+    head=dict(loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')),
+)

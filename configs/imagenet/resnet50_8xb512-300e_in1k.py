@@ -1,6 +1,3 @@
-_base_ = './_base_/resnet50_8xb512-300e.py'
+_base_ = './resnet18_8xb512-300e_in1k.py'
 
-# budget=None is the plain ResNet, with the recipe's constant drop path, which mmpretrain.ResNet
-# cannot express (its drop path grows with depth).
-model = dict(backbone=dict(budget=None))
-custom_hooks = []
+model = dict(backbone=dict(depth=50), head=dict(in_channels=2048))

@@ -15,12 +15,8 @@ from mmengine.registry import MODELS, Registry
 from torch import Tensor, nn
 
 from ..kernel_warehouse.layers import KWConv2d
-from ..kernel_warehouse.plan import (
-    KW_LAYERS,
-    WarehouseConfig,
-    apply_plan,
-    freeze_idle_warehouses,
-)
+from ..kernel_warehouse.plan import KW_LAYERS, WarehouseConfig, apply_plan
+from ..kernel_warehouse.plan import freeze_idle_warehouses as freeze_idle
 from ..kernel_warehouse.planning import NetworkPlan, make_plan, plan_network
 
 _AUTOMATIC_OPTIONS = tuple(inspect.signature(plan_network).parameters)[2:]
@@ -54,12 +50,13 @@ def build_kw_backbone(
     warehouse: dict | None = None,
     plan: Mapping[str, dict] | None = None,
     input_shape: Sequence[int] = (3, 224, 224),
+    freeze_idle_warehouses: bool = True,
 ) -> nn.Module:
     """Build any backbone and turn it into a KernelWarehouse backbone.
 
     Returns the backbone itself: class, module names, outputs, ``init_weights``, frozen stages and
     ``norm_eval`` are those of the wrapped backbone. Cells are in ``warehouses.<name>.cells``. A
-    frozen stage freezes its attentions; a warehouse freezes when all layers that use it are.
+    frozen stage freezes its attentions.
     What was planned, and which layers stay plain for what reason, is logged; before any training
     ``tools/analysis_tools/show_plan.py`` shows it.
 
@@ -94,6 +91,9 @@ def build_kw_backbone(
         input_shape: channels, height and width of the image on which the plain backbone is run
             once, to see in which order and at which resolution its layers work. Defaults to
             (3, 224, 224).
+        freeze_idle_warehouses: whether a warehouse is frozen where all the layers that use it are.
+            ``False`` trains its cells under frozen attentions, as the released detectors do.
+            Defaults to True.
 
     Raises:
         ValueError: if ``warehouse`` has an unknown option, the backbone cannot run on
@@ -103,10 +103,11 @@ def build_kw_backbone(
     network = build_plain(backbone)
     network_plan = backbone_plan(network, warehouse, plan, input_shape)
     print_log(str(network_plan), logger='current')
-    apply_plan(network, network_plan)
+    apply_plan(network, network_plan, freeze_idle_warehouses)
     # Some backbones freeze their stages only here.
     network.train(network.training)
-    freeze_idle_warehouses(network)
+    if freeze_idle_warehouses:
+        freeze_idle(network)
     return network
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from mmcv.cnn.bricks import DropPath
-from torch import nn
-
 from ..kernel_warehouse.layers import _KWLayer
 from ..kernel_warehouse.plan import freeze_idle_warehouses
 
@@ -14,13 +9,16 @@ from ..kernel_warehouse.plan import freeze_idle_warehouses
 class WarehouseBackbone:
     """Mixin before a plain backbone of MMPretrain, whose layers a plan has replaced.
 
-    A frozen stage freezes its attentions, as they stand in it; a warehouse freezes when all the
-    layers that use it are frozen.
+    A frozen stage freezes its attentions, as they stand in it. A warehouse is frozen where all the
+    layers that use it are, unless the backbone was built with ``freeze_idle_warehouses=False``.
     """
+
+    freeze_idle_warehouses = True
 
     def _freeze_stages(self) -> None:
         super()._freeze_stages()
-        freeze_idle_warehouses(self)
+        if self.freeze_idle_warehouses:
+            freeze_idle_warehouses(self)
 
     def train(self, mode: bool = True) -> WarehouseBackbone:
         """Set the mode, keeping frozen stages and, with ``norm_eval``, norms as they are."""
@@ -50,9 +48,3 @@ class WarehouseBackbone:
             for name, layer in self.named_modules()
             if isinstance(layer, _KWLayer) and layer.warehouse is self.warehouses[warehouse]
         )
-
-
-def set_drop_path(blocks: Iterable[nn.Module], rate: float) -> None:
-    """Make all blocks drop their path with the same rate, as the released models do."""
-    for block in blocks:
-        block.drop_path = DropPath(rate)

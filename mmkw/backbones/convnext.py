@@ -9,16 +9,19 @@ from torch import nn
 from ..kernel_warehouse.layers import NormLayer
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
-from .base import WarehouseBackbone, set_drop_path
+from .base import WarehouseBackbone
 
 
 @MODELS.register_module()
 class KWConvNeXt(WarehouseBackbone, ConvNeXt):
     """ConvNeXt with KernelWarehouse convolutions, for classification and detection.
 
-    A drop-in for ``mmpretrain.ConvNeXt``: the same arguments, shapes and module names. All
+    A drop-in for ``mmpretrain.ConvNeXt``: the same arguments, outputs and module names. All
     convolutions are KernelWarehouse ones, the stem and the downsampling layers included; see
     :func:`convnext_plan` for which of them share.
+
+    As in the release, layer scales have shape ``(1, C, 1, 1)`` instead of ``(C,)``. Recipes that
+    leave vectors out of weight decay thus decay them, where they do not in the plain network.
 
     With the defaults the networks are those of the paper's tables. The released model is
     ``blocks_per_warehouse=None, reduction=1/16``.
@@ -33,8 +36,9 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
         reduction (float): hidden width of the attentions relative to the layer's input channels.
             Defaults to 1/32.
         norm_layer (str | callable): norm of the attentions. Defaults to ``'LayerNorm'``.
-        constant_drop_path (bool): whether all blocks drop their path with ``drop_path_rate``, as
-            the released models do, instead of a rate that grows with depth. Defaults to False.
+        freeze_idle_warehouses (bool): whether a warehouse is frozen where all the layers that use
+            it are. ``False`` trains its cells under frozen attentions, as the released detectors
+            do. Defaults to True.
         **kwargs: arguments of :class:`mmpretrain.models.ConvNeXt`.
 
     Raises:
@@ -49,16 +53,20 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
         blocks_per_warehouse: int | None = 3,
         reduction: Ratio = 1 / 32,
         norm_layer: NormLayer = 'LayerNorm',
-        constant_drop_path: bool = False,
+        freeze_idle_warehouses: bool = True,
         **kwargs,
     ) -> None:
         super().__init__(arch, **kwargs)
-        if constant_drop_path:
-            blocks = (block for stage in self.stages for block in stage)
-            set_drop_path(blocks, kwargs.get('drop_path_rate', 0.0))
-        if budget is not None:
-            plan = convnext_plan(self, budget, blocks_per_warehouse, reduction, norm_layer)
-            apply_plan(self, plan)
+        self.freeze_idle_warehouses = freeze_idle_warehouses
+        if budget is None:
+            return
+        plan = convnext_plan(self, budget, blocks_per_warehouse, reduction, norm_layer)
+        apply_plan(self, plan, freeze_idle_warehouses)
+        for stage in self.stages:
+            for block in stage:
+                if block.gamma is not None:
+                    scale = block.gamma
+                    block.gamma = nn.Parameter(scale.data.view(1, -1, 1, 1), scale.requires_grad)
 
 
 def convnext_plan(

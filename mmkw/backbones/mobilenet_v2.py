@@ -33,6 +33,9 @@ class KWMobileNetV2(WarehouseBackbone, MobileNetV2):
         reduction (float | None): hidden width of the attentions relative to the layer's input
             channels. Defaults to ``None``: 1/16 if the budget is at least 1, otherwise 1/32.
         norm_layer (str | callable): norm of the attentions. Defaults to ``'BatchNorm1d'``.
+        freeze_idle_warehouses (bool): whether a warehouse is frozen where all the layers that use
+            it are. ``False`` trains its cells under frozen attentions, as the released detectors
+            do. Defaults to True.
         **kwargs: arguments of :class:`mmpretrain.models.MobileNetV2`.
 
     Raises:
@@ -45,14 +48,17 @@ class KWMobileNetV2(WarehouseBackbone, MobileNetV2):
         budget: Ratio | None = 1,
         reduction: Ratio | None = None,
         norm_layer: NormLayer = 'BatchNorm1d',
+        freeze_idle_warehouses: bool = True,
         **kwargs,
     ) -> None:
         super().__init__(widen_factor, **kwargs)
+        self.freeze_idle_warehouses = freeze_idle_warehouses
         # MMPretrain freezes in train() only, which is after distributed training has looked at
         # what there is to train.
         self._freeze_stages()
         if budget is not None:
-            apply_plan(self, mobilenet_v2_plan(self, budget, reduction, norm_layer))
+            plan = mobilenet_v2_plan(self, budget, reduction, norm_layer)
+            apply_plan(self, plan, freeze_idle_warehouses)
 
 
 def mobilenet_v2_plan(

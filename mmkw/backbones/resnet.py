@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ResNet
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
@@ -10,7 +11,7 @@ from torch import nn
 from ..kernel_warehouse.layers import NormLayer
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
-from .base import WarehouseBackbone, set_drop_path
+from .base import WarehouseBackbone
 
 # What mmdet.ResNet takes and mmpretrain.ResNet does not, with the fix for those who use it.
 _MMDET_ONLY = {
@@ -34,8 +35,11 @@ class KWResNet(WarehouseBackbone, ResNet):
     (Table 15), as cells would otherwise be as small as theirs. The stem is plain, and so are
     those two layers in stage 1 of the bottleneck networks.
 
-    A frozen stage freezes its attentions. A warehouse freezes when all layers that use it are
-    frozen, so that ``frozen_stages=1`` leaves that of stage 1, which stage 2 uses too, trainable.
+    A frozen stage freezes its attentions. With ``frozen_stages=1`` the warehouse of stage 1 still
+    trains, as stage 2 uses it too.
+
+    The released models start with all norms at 1. MMPretrain's default sets the last norm of each
+    block to 0; the configs therefore have ``zero_init_residual=False``.
 
     Args:
         depth (int): 18, 34, 50, 101 or 152.
@@ -52,8 +56,11 @@ class KWResNet(WarehouseBackbone, ResNet):
             none.
         norm_layer (str | callable): norm of the attentions. Defaults to ``'BatchNorm1d'``.
         constant_drop_path (bool): whether all blocks drop their path with ``drop_path_rate``,
-            as the released models do, instead of a rate that grows with depth. Defaults to
+            as the released KW ResNets do, instead of a rate that grows with depth. Defaults to
             False.
+        freeze_idle_warehouses (bool): whether a warehouse is frozen where all the layers that use
+            it are. ``False`` trains its cells under frozen attentions, as the released detectors
+            do. Defaults to True.
         **kwargs: arguments of :class:`mmpretrain.models.ResNet`.
 
     Raises:
@@ -70,6 +77,7 @@ class KWResNet(WarehouseBackbone, ResNet):
         basis_ratio: Ratio | str | None = 'auto',
         norm_layer: NormLayer = 'BatchNorm1d',
         constant_drop_path: bool = False,
+        freeze_idle_warehouses: bool = True,
         **kwargs,
     ) -> None:
         if depth not in self.arch_settings:
@@ -78,8 +86,10 @@ class KWResNet(WarehouseBackbone, ResNet):
             )
         super().__init__(depth, **_as_mmpretrain_arguments(kwargs))
         if constant_drop_path:
-            blocks = (block for stage in self.res_layers for block in getattr(self, stage))
-            set_drop_path(blocks, kwargs.get('drop_path_rate', 0.0))
+            for stage in self.res_layers:
+                for block in getattr(self, stage):
+                    block.drop_path = DropPath(kwargs.get('drop_path_rate', 0.0))
+        self.freeze_idle_warehouses = freeze_idle_warehouses
         if budget is None:
             return
         if basis_ratio == 'auto':
@@ -93,7 +103,7 @@ class KWResNet(WarehouseBackbone, ResNet):
             basis_ratio=basis_ratio,
             norm_layer=norm_layer,
         )
-        apply_plan(self, plan)
+        apply_plan(self, plan, freeze_idle_warehouses)
 
 
 def resnet_plan(network: ResNet, **options) -> Plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
@@ -54,8 +53,9 @@ class KWVisionTransformer(WarehouseBackbone, VisionTransformer):
             of a warehouse's layers; one number or (output, input). Defaults to ``None``: 1 where
             the budget is at least 1, otherwise 1/2.
         norm_layer (str | callable): norm of the attentions. Defaults to ``'LayerNorm'``.
-        constant_drop_path (bool): whether all blocks drop their path with ``drop_path_rate``, as
-            the released ConvNets do, instead of a rate that grows with depth. Defaults to False.
+        freeze_idle_warehouses (bool): whether a warehouse is frozen where all the layers that use
+            it are. ``False`` trains its cells under frozen attentions, as the released detectors
+            do. Defaults to True.
         **kwargs: arguments of :class:`mmpretrain.models.VisionTransformer`.
 
     Raises:
@@ -71,20 +71,17 @@ class KWVisionTransformer(WarehouseBackbone, VisionTransformer):
         reduction: Ratio = 1 / 16,
         cell_ratio: CellRatio = None,
         norm_layer: NormLayer = 'LayerNorm',
-        constant_drop_path: bool = False,
+        freeze_idle_warehouses: bool = True,
         **kwargs,
     ) -> None:
         super().__init__(arch, **kwargs)
-        if constant_drop_path:
-            for module in self.layers.modules():
-                if isinstance(module, DropPath):
-                    module.drop_prob = kwargs.get('drop_path_rate', 0.0)
+        self.freeze_idle_warehouses = freeze_idle_warehouses
         if budget is not None:
             split_qkv(self)
             plan = vision_transformer_plan(
                 self, budget, blocks_per_warehouse, reduction, cell_ratio, norm_layer
             )
-            apply_plan(self, plan)
+            apply_plan(self, plan, freeze_idle_warehouses)
 
     def train(self, mode: bool = True) -> KWVisionTransformer:
         """Set the mode, keeping frozen layers in evaluation mode."""

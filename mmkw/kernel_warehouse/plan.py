@@ -151,7 +151,7 @@ def partition_network(network: nn.Module, plan: Plan) -> dict[str, WarehousePart
     return partitions
 
 
-def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
+def apply_plan(network: nn.Module, plan: Plan, freeze_idle: bool = True) -> nn.Module:
     """Turn a network into its KernelWarehouse form, in place.
 
     Puts new KW layers in the places of those that the plan names and adds their warehouses as
@@ -161,6 +161,7 @@ def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
     Args:
         network: the plain network; layers may also be KW layers made with ``budget=None``.
         plan: a :class:`WarehouseConfig` for each warehouse, by name.
+        freeze_idle: whether a warehouse is frozen where all its layers are. Defaults to True.
 
     Returns:
         ``network``.
@@ -198,7 +199,8 @@ def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
                 layer.train(plain.training).to(plain.weight)
                 layer.requires_grad_(plain.weight.requires_grad)
                 warehouse.to(plain.weight)
-    freeze_idle_warehouses(network)
+    if freeze_idle:
+        freeze_idle_warehouses(network)
     return network
 
 

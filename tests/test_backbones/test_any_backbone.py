@@ -234,6 +234,13 @@ def test_frozen_stages_of_a_backbone_that_freezes_them_in_train(frozen_stages):
         kw.train()
     idle = sum(all(map(is_frozen, layers)) for layers in users.values())
     assert (idle > 0) == (frozen_stages > 0)
+    kw = build(
+        dict(**MOBILENET, frozen_stages=frozen_stages),
+        warehouse=dict(max_attention=1),
+        freeze_idle_warehouses=False,
+    )
+    kw.train()
+    assert trainable(kw.warehouses) == {True}
 
 
 def test_norm_eval_reaches_the_attentions():

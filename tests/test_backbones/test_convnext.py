@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernels import assert_plain_at_temperature_1
+from kernels import assert_plain_at_temperature_1, trainable
 from mmpretrain.models.backbones import ConvNeXt
 from torch import nn
 
@@ -104,14 +104,24 @@ def test_frozen_stages():
     assert all(name.startswith(prefixes + warehouses) for name in trained)
     assert not any(name.startswith(prefixes + warehouses) for name in frozen)
     assert 'warehouses.stage3_blocks3to4_pointwise.cells' in frozen
+    trained = small(frozen_stages=4, freeze_idle_warehouses=False).train()
+    assert trainable(trained.warehouses) == {True} and trainable(trained.stages) == {False}
 
 
-def test_drop_path():
-    constant = small(drop_path_rate=0.3, constant_drop_path=True)
-    assert [b.drop_path.drop_prob for stage in constant.stages for b in stage] == [0.3] * 7
-    growing = small(drop_path_rate=0.3)
-    assert growing.stages[3][0].drop_path.drop_prob == pytest.approx(0.3)
-    assert isinstance(growing.stages[0][0].drop_path, nn.Identity)
+def test_drop_path_grows_from_0_to_the_rate():
+    blocks = [block for stage in small(drop_path_rate=0.3).stages for block in stage]
+    rates = [getattr(block.drop_path, 'drop_prob', 0) for block in blocks]
+    assert rates == pytest.approx([0.05 * i for i in range(7)])
+
+
+def test_layer_scales_are_no_vectors():
+    """Which is how recipes find what not to decay; the plain network's are left out."""
+    assert small().stages[1][0].gamma.shape == (1, 32, 1, 1)
+    assert small(budget=None).stages[1][0].gamma.shape == (32,)
+    assert small(layer_scale_init_value=0.0).stages[1][0].gamma is None
+    frozen = small(frozen_stages=1)
+    assert not frozen.stages[0][0].gamma.requires_grad
+    assert frozen.stages[1][0].gamma.requires_grad
 
 
 def test_layer_wise_learning_rates():

@@ -124,6 +124,8 @@ def test_frozen_stages_and_norm_eval(frozen_stages):
     assert trainable(backbone.warehouses['stage1_depthwise']) == {frozen_stages < 2}
     assert trainable(backbone.warehouses['stage1_reduce']) == {frozen_stages < 2}
     assert trainable(backbone.warehouses['stage6_reduce']) == {True}, 'conv2 is never frozen'
+    arguments = dict(frozen_stages=frozen_stages, freeze_idle_warehouses=False)
+    assert trainable(KWMobileNetV2(0.5, 4, **arguments).train().warehouses) == {True}
 
 
 def test_every_parameter_trains():

@@ -159,6 +159,24 @@ def test_frozen_stages_freeze_attentions_and_idle_warehouses(frozen_stages):
         assert trainable(backbone.warehouses[f'layer{stage}']) == {needed}
 
 
+def test_warehouses_of_frozen_stages_train_on_purpose():
+    """The cells of frozen attentions; those of stage 1 serve frozen layers only."""
+    torch.manual_seed(0)
+    arguments = dict(frozen_stages=2, norm_eval=True)
+    backbone = small(**arguments, freeze_idle_warehouses=False).train()
+    assert trainable(backbone.warehouses) == {True}
+    assert trainable(backbone.layer1) == trainable(backbone.layer2) == {False}
+    x = torch.randn(2, 3, 32, 32)
+    backbone(x)[0].square().sum().backward()
+    # As when all trains.
+    expected = small(norm_eval=True).train()
+    expected.load_state_dict(backbone.state_dict())
+    expected(x)[0].square().sum().backward()
+    cells = backbone.warehouses['layer1'].cells.grad
+    assert cells.any()
+    torch.testing.assert_close(cells, expected.warehouses['layer1'].cells.grad)
+
+
 def test_norm_eval():
     backbone = small(norm_eval=True)
     backbone.train()

@@ -264,8 +264,6 @@ def test_drop_path():
 
     growing = [0.3 * block / 3 for block in range(4) for _ in range(2)]
     assert rates(small(drop_path_rate=0.3)) == pytest.approx(growing)
-    assert rates(small(drop_path_rate=0.3, constant_drop_path=True)) == [0.3] * 8
-    assert rates(small(constant_drop_path=True)) == [0] * 8
 
 
 def test_layer_wise_learning_rates():

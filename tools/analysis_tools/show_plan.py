@@ -24,7 +24,8 @@ def plan_of(backbone):
     """
     if type_name(backbone) != 'KWBackbone':
         return NetworkPlan.of_built(MODELS.build(backbone))
-    arguments = {key: value for key, value in backbone.items() if key not in ('type', '_scope_')}
+    others = ('type', '_scope_', 'freeze_idle_warehouses')
+    arguments = {key: value for key, value in backbone.items() if key not in others}
     network = build_plain(arguments.pop('backbone'))
     return backbone_plan(network, **arguments)
 

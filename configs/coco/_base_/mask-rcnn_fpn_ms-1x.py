@@ -44,7 +44,10 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0),
+    # Norms in attentions do not decay, all others do.
+    paramwise_cfg=dict(custom_keys={'attention.norm': dict(decay_mult=0.0)}),
 )
 
 custom_hooks = [dict(type='KWDisableAttentionInitHook')]
+# A checkpoint takes up to 1.5 GB.
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

@@ -1,0 +1,125 @@
+"""The shipped configs, what their names promise, and the models that they describe."""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import mmdet.datasets.transforms  # noqa: F401  (registers the transforms that the configs name)
+import mmpretrain.datasets.transforms  # noqa: F401
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+RUNNABLE = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
+IMAGENET = [path for path in RUNNABLE if path.parent.name == 'imagenet']
+COCO = [path for path in RUNNABLE if path.parent.name == 'coco']
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+BUDGETS = {'1d4x': 0.25, '1d2x': 0.5, '3d4x': 0.75, '1x': 1, '2x': 2, '4x': 4, None: None}
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+def model_name(stem: str) -> str:
+    """Network and budget, as ImageNet configs spell them."""
+    name = stem.split('_')[stem.startswith('mask-rcnn_')]
+    return re.sub('mobilenet-v2(?!-w)', 'mobilenet-v2-w100', name)
+
+
+def network_and_budget(stem: str) -> tuple[str, float | None]:
+    """What the name of a config promises."""
+    pattern = r'(kw-)?(.+?)(?:-(\w+x))?(-released)?'
+    kw, network, budget, _ = re.fullmatch(pattern, model_name(stem)).groups()
+    assert (kw is None) == (budget is None)
+    return network, BUDGETS[budget]
+
+
+# What is read once must not change; `build` copies.
+load = cache(Config.fromfile)
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model as a Runner of this config would build it."""
+    model = copy.deepcopy(cfg.model)
+    if 'data_preprocessor' in cfg:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(model)
+
+
+def build_optimizer(cfg: Config, model: nn.Module) -> OptimWrapper:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+
+
+class Setting(NamedTuple):
+    """How the optimizer treats a parameter."""
+
+    lr: float
+    weight_decay: float
+
+
+class Built(NamedTuple):
+    """What the tests ask of a built model, which is itself too large to keep.
+
+    Attributes:
+        parameters: how many.
+        shapes: of the state dict.
+        drop_paths: the rate of each residual block.
+        settings: of each parameter that trains.
+        norms: each norm's class and whether it uses the batch, in training.
+        norm_scales: the values from which the scales of the norms start. Like the next one only
+            of classifiers, as detectors start from checkpoints.
+        classifier: weight and bias from which a linear classifier starts, if it is plain.
+    """
+
+    parameters: int
+    shapes: dict[str, torch.Size]
+    drop_paths: list[float]
+    settings: dict[str, Setting]
+    norms: dict[str, tuple[str, bool]]
+    norm_scales: set[float]
+    classifier: tuple[torch.Tensor, torch.Tensor] | None
+
+
+@cache
+def built(path: Path) -> Built:
+    """The model and optimizer of a config, as a run begins."""
+    cfg = load(path)
+    model = build(cfg)
+    if path in IMAGENET:
+        torch.manual_seed(0)
+        model.init_weights()
+    model.train()
+    groups = {
+        parameter: group
+        for group in build_optimizer(cfg, model).optimizer.param_groups
+        for parameter in group['params']
+    }
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, NORMS)}
+    blocks = [module.drop_path for module in model.modules() if hasattr(module, 'drop_path')]
+    # Vision transformers have several to a block, under other names.
+    blocks = blocks or [module for module in model.modules() if isinstance(module, DropPath)]
+    linear = getattr(getattr(model, 'head', None), 'fc', None)
+    return Built(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        shapes={name: value.shape for name, value in model.state_dict().items()},
+        drop_paths=[getattr(block, 'drop_prob', 0.0) for block in blocks],
+        settings={
+            name: Setting(groups[parameter]['lr'], groups[parameter]['weight_decay'])
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        },
+        norms={name: (type(norm).__name__, norm.training) for name, norm in norms.items()},
+        norm_scales={value for norm in norms.values() for value in norm.weight.unique().tolist()},
+        classifier=(linear.weight.data, linear.bias.data) if type(linear) is nn.Linear else None,
+    )
