@@ -1,19 +1,25 @@
-"""What tools/train.py and tools/test.py have in common: arguments, config and runner."""
+"""What the tools have in common: arguments, config, runner, and how they end after an error."""
 
 import argparse
 import datetime
+import logging
 import os
+import sys
+import textwrap
+import traceback
+import warnings
 from contextlib import contextmanager
 
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 try:
     # Registers the package's modules, and the loader that can read MMEngine's checkpoints.
-    from mmkw.checkpoints import CheckpointError
+    import mmkw  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != 'mmkw':
         raise
@@ -24,9 +30,10 @@ except ModuleNotFoundError as error:
 
 
 def argument_parser(description):
-    """A parser with the arguments of both tools."""
+    """A parser with the arguments of all tools that take a config."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='path of the config file')
+    add_debug_option(parser)
     parser.add_argument(
         '--work-dir',
         help="folder for logs and results; by default the config's work_dir, else "
@@ -51,17 +58,86 @@ def argument_parser(description):
     return parser
 
 
+def add_debug_option(parser):
+    parser.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+
+
+@contextmanager
+def clear_errors(debug):
+    """End a tool after an error: the last line says what is wrong, without a traceback.
+
+    The traceback goes to the log file of the run if there is one already, and is shown with
+    ``--debug``.
+
+    Args:
+        debug: Whether to show the traceback.
+
+    Raises:
+        SystemExit: Instead of any error, with the status 1 and the last line.
+    """
+    try:
+        yield
+    except Exception as error:
+        log = _write_to_log(traceback.format_exc())
+        if debug:
+            traceback.print_exc()
+        else:
+            where = f'is in {log}' if log else 'is shown with --debug'
+            print(f'the traceback {where}', file=sys.stderr)
+        raise SystemExit(f'error: {describe_error(error)}') from None
+
+
+def describe_error(error):
+    """An error's message in one line of at most 1000 characters.
+
+    The name of the error is left out where the message is a sentence for the user.
+    """
+    # str() of a KeyError is the repr of its message.
+    is_key = isinstance(error, KeyError) and len(error.args) == 1
+    message = str(error.args[0] if is_key else error).strip()
+    if not isinstance(error, (ValueError, OSError, ImportError)) or not message:
+        message = f'{type(error).__name__}: {message}'
+    return textwrap.shorten(message, 1000)
+
+
+def _write_to_log(text):
+    """Write to the log files of the current run; return the name of one, ``None`` without any."""
+    files = [
+        handler
+        for handler in MMLogger.get_current_instance().handlers
+        if isinstance(handler, logging.FileHandler)
+    ]
+    for handler in files:
+        handler.stream.write(text)
+        handler.flush()
+    return os.path.relpath(files[0].baseFilename) if files else None
+
+
+def read_config(path, options=None):
+    """Read a config file and apply ``--cfg-options``.
+
+    Raises:
+        SystemExit: If there is no such file.
+        ValueError: If the config cannot be read; names the file and says why.
+    """
+    check_file(str(path), 'config')
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:
+        raise ValueError(f'config file {path} cannot be read: {describe_error(error)}') from error
+    if options is not None:
+        config.merge_from_dict(options)
+    return config
+
+
 def load_config(args):
-    """Read the config of ``args`` and apply the arguments that both tools share.
+    """Read the config of ``args`` and apply the arguments that train.py and test.py share.
 
     Returns:
         Config: With ``launcher`` and ``work_dir`` set.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    check_file(args.config, 'config')
-    config = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
@@ -92,7 +168,7 @@ def type_name(config, default=None):
 
 def check_file(path, what):
     """Exit with one line unless the file is there; URLs and the like are left to MMEngine."""
-    if '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+    if _is_missing(path):
         fail(f'{what} file {path} does not exist')
 
 
@@ -113,18 +189,56 @@ def check_data(config, *splits):
             )
 
 
+def check_start(config):
+    """Exit with one line unless the checkpoints that training starts from are there.
+
+    With ``load_from``, an ``init_cfg`` whose file is missing is left out, as ``load_from``
+    replaces what it would load.
+    """
+    start = config.get('load_from')
+    if start and _is_missing(start):
+        fail(
+            f'load_from names the checkpoint {start}, which does not exist; name another one with '
+            f'--cfg-options load_from=FILE, or train without it: --cfg-options load_from=None'
+        )
+    for option, parent, key in _missing_init_cfgs(config.model, 'model'):
+        file = parent[key]['checkpoint']
+        if start:
+            warnings.warn(
+                f'{option}.checkpoint: {file} does not exist, and is not needed with load_from',
+                stacklevel=2,
+            )
+            parent[key] = None
+            continue
+        fail(
+            f'{option} starts from the checkpoint {file}, which does not exist; put it there, name '
+            f'another one with --cfg-options {option}.checkpoint=FILE, start the whole model from '
+            f'one with --cfg-options load_from=FILE, or train from random weights: '
+            f'--cfg-options {option}=None'
+        )
+
+
+def _missing_init_cfgs(config, option):
+    """Where a model's config has an ``init_cfg`` with a missing file: option, container, key."""
+    items = enumerate(config) if isinstance(config, (list, tuple)) else config.items()
+    for key, value in list(items):
+        name = f'{option}.{key}'
+        is_start = key == 'init_cfg' or option.endswith('.init_cfg')
+        if is_start and isinstance(value, dict) and _is_missing(value.get('checkpoint')):
+            yield name, config, key
+        elif isinstance(value, (dict, list, tuple)):
+            yield from _missing_init_cfgs(value, name)
+
+
+def _is_missing(path):
+    """Whether this is the name of a local file that does not exist."""
+    is_local = isinstance(path, str) and '://' not in path
+    return is_local and not os.path.isfile(os.path.expanduser(path))
+
+
 def fail(message):
     """Exit with a message on stderr and the status 1."""
     raise SystemExit(f'error: {message}')
-
-
-@contextmanager
-def checkpoint_errors_in_one_line():
-    """The message of a checkpoint that cannot be loaded says it all; a traceback would hide it."""
-    try:
-        yield
-    except CheckpointError as error:
-        fail(error)
 
 
 def build_runner(config):

@@ -22,9 +22,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 
-from analysis_tools.plot_logs import plot_logs
+from cli_common import add_debug_option, clear_errors, fail
 from dataset_converters.digits import CLASSES, DigitsSettings, make_digits
 from mmengine.config import Config
+
+from mmkw.analysis.training_curves import plot_logs
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = Path(os.path.relpath(TOOLS.parent / 'configs'))
@@ -369,7 +371,7 @@ def run_demo(args: argparse.Namespace) -> None:
     say(f'  bash {os.path.relpath(TOOLS / "dist_train.sh")} {NEXT} 8')
 
 
-def main() -> None:
+def main(argv=None) -> None:
     parser = argparse.ArgumentParser(
         description='Pretrain, fine-tune and evaluate KernelWarehouse on handwritten digits.'
     )
@@ -397,13 +399,16 @@ def main() -> None:
     parser.add_argument(
         '--fresh', action='store_true', help='train and evaluate again what is finished already'
     )
-    args = parser.parse_args()
+    add_debug_option(parser)
+    args = parser.parse_args(argv)
     try:
-        run_demo(args)
+        with clear_errors(args.debug):
+            try:
+                run_demo(args)
+            except DemoError as error:
+                fail(error)
     except KeyboardInterrupt:
         parser.exit(130, '\ninterrupted; the same command goes on where this one stopped\n')
-    except (DemoError, OSError, ValueError, ModuleNotFoundError) as error:
-        parser.exit(1, f'\nerror: {error}\n')
 
 
 if __name__ == '__main__':

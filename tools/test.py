@@ -2,14 +2,13 @@
 
 from copy import deepcopy
 from functools import partial
-from textwrap import shorten
 
 from cli_common import (
     argument_parser,
     build_runner,
     check_data,
     check_file,
-    checkpoint_errors_in_one_line,
+    clear_errors,
     fail,
     load_config,
     type_name,
@@ -102,10 +101,10 @@ def _enable_tta(config):
 
 def main(argv=None):
     args = parse_args(argv)
-    config = load_config(args)
-    apply_arguments(config, args)
-    check_data(config, 'test')
-    with checkpoint_errors_in_one_line():
+    with clear_errors(args.debug):
+        config = load_config(args)
+        apply_arguments(config, args)
+        check_data(config, 'test')
         runner = build_runner(config)
         if args.out is not None:
             # MMDetection's variant writes masks in COCO's compressed form.
@@ -119,10 +118,9 @@ def main(argv=None):
         except RuntimeError as error:
             if 'do not match exactly' not in str(error):
                 raise
-            fail(
-                f'{args.checkpoint} does not fit the model of {args.config}: '
-                f'{shorten(str(error), 500)}'
-            )
+            raise ValueError(
+                f'{args.checkpoint} does not fit the model of {args.config}: {error}'
+            ) from error
 
 
 if __name__ == '__main__':

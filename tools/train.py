@@ -11,7 +11,8 @@ from cli_common import (
     build_runner,
     check_data,
     check_file,
-    checkpoint_errors_in_one_line,
+    check_start,
+    clear_errors,
     fail,
     load_config,
     type_name,
@@ -84,17 +85,21 @@ def _enable_amp(config):
             f'config has {name!r}; leave out --amp or choose the precision in the config'
         )
     if get_device() == 'cpu':
-        fail('--amp needs a GPU, but none is available; leave out --amp')
+        fail(
+            "--amp needs a GPU, but none is available: MMEngine's AmpOptimWrapper does not train "
+            'on the CPU, in bfloat16 neither; leave out --amp'
+        )
     config.optim_wrapper.type = 'AmpOptimWrapper'
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def main(argv=None):
     args = parse_args(argv)
-    config = load_config(args)
-    with checkpoint_errors_in_one_line():
+    with clear_errors(args.debug):
+        config = load_config(args)
         apply_arguments(config, args)
         check_data(config, 'train', 'val')
+        check_start(config)
         remove_partial_files(config.work_dir)
         build_runner(config).train()
 

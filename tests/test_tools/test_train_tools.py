@@ -1,13 +1,10 @@
 """tools/train.py, test.py and their launchers: real processes on tiny data."""
 
-import json
 import os
 import pickle
 import re
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,67 +12,22 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import DefaultScope
+from tiny_runs import (
+    CLASSIFIER,
+    DETECTOR,
+    ROOT,
+    TOOLS,
+    environment,
+    load_tool,
+    refused,
+    run,
+    scalars,
+    write_classification_data,
+    write_detection_data,
+)
 
 import mmkw
 from mmkw.checkpoints import load_checkpoint
-
-ROOT = Path(mmkw.__file__).parents[1]
-TOOLS = ROOT / 'tools'
-
-# The running statistics of batch norm would differ between ranks by nature, so they stay as they
-# are; sampling in order makes the global batches of one and of two processes the same.
-CLASSIFIER = """
-custom_imports = dict(imports=['mmkw'], allow_failed_imports=False)
-default_scope = 'mmpretrain'
-data_preprocessor = dict(num_classes=2, mean=[127.5] * 3, std=[64.0] * 3)
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(
-        type='KWResNet',
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        norm_eval=True,
-        zero_init_residual=False,
-    ),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=2,
-        in_channels=128,
-        topk=(1,),
-        loss=dict(type='CrossEntropyLoss'),
-    ),
-)
-pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='ImageNet',
-        data_root='{{ fileDirname }}/images',
-        split='train',
-        metainfo=dict(classes=('dark', 'bright')),
-        pipeline=pipeline,
-    ),
-)
-val_dataloader = test_dataloader = train_dataloader
-val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1,))
-train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=4)
-val_cfg = test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.08, momentum=0.9))
-param_scheduler = dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=4)
-auto_scale_lr = dict(base_batch_size=16)
-custom_hooks = [dict(type='KWTemperatureHook', epochs=3)]
-visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=1),
-    visualization=dict(type='VisualizationHook'),
-)
-randomness = dict(seed=0)
-"""
 
 # Annealing runs through 3 epochs of 2 iterations.
 TEMPERATURES = [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0, 0, 0]
@@ -97,115 +49,6 @@ class PowerCut(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
-DETECTOR = """
-_base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
-custom_imports = dict(imports=['mmkw'], allow_failed_imports=False)
-default_scope = 'mmdet'
-model = dict(
-    data_preprocessor=dict(pad_size_divisor=32),
-    backbone=dict(
-        _delete_=True,
-        type='KWResNet',
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        out_indices=(0, 1, 2, 3),
-        norm_eval=True,
-    ),
-    neck=dict(in_channels=[16, 32, 64, 128], out_channels=32),
-    rpn_head=dict(in_channels=32, feat_channels=32),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=32),
-        bbox_head=dict(in_channels=32, fc_out_channels=64, num_classes=1),
-        mask_roi_extractor=dict(out_channels=32),
-        mask_head=dict(in_channels=32, conv_out_channels=32, num_classes=1),
-    ),
-    test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=5)),
-)
-meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-dataset = dict(
-    type='CocoDataset',
-    metainfo=dict(classes=('box',)),
-    data_root='{{ fileDirname }}',
-    ann_file='scenes.json',
-    data_prefix=dict(img='scenes/'),
-)
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-            dict(type='PackDetInputs'),
-        ],
-        **dataset,
-    ),
-)
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        test_mode=True,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=(64, 64), keep_ratio=True),
-            dict(type='PackDetInputs', meta_keys=meta_keys),
-        ],
-        **dataset,
-    ),
-)
-val_dataloader = test_dataloader
-val_evaluator = test_evaluator = dict(
-    type='CocoMetric', ann_file='{{ fileDirname }}/scenes.json', metric=['bbox', 'segm']
-)
-train_cfg = dict(by_epoch=True, max_epochs=1)
-val_cfg = test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.001))
-visualizer = dict(
-    type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
-)
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=1),
-    visualization=dict(type='DetVisualizationHook', score_thr=0.0),
-)
-"""
-
-
-def write_classification_data(folder):
-    random = np.random.default_rng(0)
-    for label, name in enumerate(('dark', 'bright')):
-        (folder / name).mkdir(parents=True)
-        for index in range(8):
-            image = random.integers(0, 200, (32, 32, 3), dtype=np.uint8) + 55 * label
-            cv2.imwrite(str(folder / name / f'{name}{index}.png'), image.astype(np.uint8))
-
-
-def write_detection_data(folder):
-    (folder / 'scenes').mkdir()
-    images, annotations = [], []
-    for index in range(2):
-        image = np.zeros((64, 64, 3), np.uint8)
-        image[16:48, 8:40] = 255
-        cv2.imwrite(str(folder / 'scenes' / f'{index}.png'), image)
-        images.append(dict(id=index, file_name=f'{index}.png', height=64, width=64))
-        outline = [8, 16, 40, 16, 40, 48, 8, 48]
-        annotations.append(
-            dict(
-                id=index + 1,
-                image_id=index,
-                category_id=1,
-                bbox=[8, 16, 32, 32],
-                area=1024,
-                iscrowd=0,
-                segmentation=[outline],
-            )
-        )
-    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='box')])
-    (folder / 'scenes.json').write_text(json.dumps(content))
-
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -219,46 +62,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def environment(folder, **more):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    return {
-        **os.environ,
-        'CUDA_VISIBLE_DEVICES': '-1',
-        'OMP_NUM_THREADS': '1',
-        'PORT': str(port),
-        'PYTHON': sys.executable,
-        'PYTHONPATH': os.pathsep.join([str(ROOT), str(folder)]),
-        **more,
-    }
-
-
-def run(folder, *command, expect=0, **more):
-    """Run a command in the folder; returns its output and errors together."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=folder,
-        env=environment(folder, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == expect, done.stdout
-    return done.stdout
-
-
 def train(folder, *args, **more):
     return run(folder, sys.executable, TOOLS / 'train.py', *args, **more)
-
-
-def scalars(work_dir):
-    """What the loggers wrote during training, in the order of the runs."""
-    lines = []
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        lines += [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if 'loss' in line]
 
 
 @pytest.fixture(scope='module')
@@ -364,16 +169,7 @@ def build(config):
     return MODELS.build(config.model).eval()
 
 
-@pytest.fixture
-def default_scope():
-    """Leave MMEngine's global default scope as it was."""
-    before = DefaultScope.get_current_instance()
-    yield
-    if before is not None:
-        DefaultScope.get_instance(before.instance_name, scope_name=before.scope_name)
-
-
-def test_two_processes_test_like_one_model(folder, single, default_scope):
+def test_two_processes_test_like_one_model(folder, single):
     checkpoint = single / 'epoch_1.pth'
     run(
         folder,
@@ -401,7 +197,7 @@ def test_two_processes_test_like_one_model(folder, single, default_scope):
     assert drawn == {f'{name}{index}.png_0.png' for name in ('dark', 'bright') for index in '0246'}
 
 
-def test_detection(folder, default_scope):
+def test_detection(folder):
     model = build(folder / 'detector.py')
     torch.save(model.state_dict(), folder / 'detector.pth')
     output = run(
@@ -441,90 +237,51 @@ def test_detection_trains_and_augments(folder):
     assert max(len(result['pred_instances']['scores']) for result in results) > 5
 
 
-def test_checkpoint_of_another_model_is_refused(folder, single):
-    output = run(
-        folder,
-        sys.executable,
-        TOOLS / 'test.py',
-        'tiny.py',
-        single / 'epoch_1.pth',
-        '--cfg-options',
-        'model.backbone.budget=None',
-        expect=1,
-    )
-    last = output.strip().splitlines()[-1]
-    assert last.startswith('error: ') and 'epoch_1.pth does not fit the model of tiny.py' in last
-    assert 'Traceback' not in output and 'accuracy' not in output
+def test_checkpoint_of_another_model_is_refused(single, monkeypatch, capsys):
+    monkeypatch.chdir(single.parents[1])
+    checkpoint = single / 'epoch_1.pth'
+    options = ['--work-dir=other', '--cfg-options', 'model.backbone.budget=None']
+    line = refused(load_tool('test'), 'tiny.py', checkpoint, *options)
+    assert 'epoch_1.pth does not fit the model of tiny.py' in line
+    assert 'accuracy' not in capsys.readouterr().out
 
 
-@pytest.fixture
-def tools(monkeypatch):
-    """Import the tools as Python does when it runs them."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import cli_common
-
-    def load(name):
-        import importlib.util
-
-        spec = importlib.util.spec_from_file_location(f'tools_{name}', TOOLS / f'{name}.py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    load.common = cli_common
-    return load
-
-
-def refused(tool, *args):
-    """The one line with which a tool ends."""
-    with pytest.raises(SystemExit) as error:
-        tool.main([str(arg) for arg in args])
-    assert '\n' not in str(error.value)
-    return str(error.value)
-
-
-def test_missing_files(folder, tools):
-    assert 'config file no.py does not exist' in refused(tools('train'), 'no.py')
+def test_missing_files(folder):
+    assert 'config file no.py does not exist' in refused(load_tool('train'), 'no.py')
     tiny = folder / 'tiny.py'
-    assert 'no.pth does not exist' in refused(tools('test'), tiny, 'no.pth')
-    assert 'no.pth does not exist' in refused(tools('train'), tiny, '--resume', 'no.pth')
+    assert 'no.pth does not exist' in refused(load_tool('test'), tiny, 'no.pth')
+    assert 'no.pth does not exist' in refused(load_tool('train'), tiny, '--resume', 'no.pth')
 
 
 @pytest.mark.parametrize('demo', ['kw-resnet18-1x', 'mask-rcnn_kw-resnet18-1x_fpn'])
-def test_missing_data_folder(demo, folder, tools, tmp_path, monkeypatch):
+def test_missing_data_folder(demo, folder, tmp_path, monkeypatch):
     """As somebody would meet it who starts with a config of the demo."""
     monkeypatch.chdir(tmp_path)
     config = ROOT / 'configs' / 'demo' / f'{demo}_digits.py'
     for error in (
-        refused(tools('train'), config),
-        refused(tools('test'), config, folder / 'tiny.py'),
+        refused(load_tool('train'), config),
+        refused(load_tool('test'), config, folder / 'tiny.py'),
     ):
         assert re.search(r'data folder data/digits/\w+/? does not exist', error)
         assert 'dataloader.dataset.data_root=' in error and 'dataset_converters/digits.py' in error
     assert not list(tmp_path.iterdir())
 
 
-def test_unreadable_checkpoint(folder, tools, tmp_path):
-    broken = tmp_path / 'broken.pth'
-    broken.write_bytes(b'not a checkpoint')
-    one_line = tools.common.checkpoint_errors_in_one_line
-    with pytest.raises(SystemExit, match='error: .*broken.pth is not'), one_line():
-        load_checkpoint(broken)
-
-
-def test_bad_arguments(folder, tools, capsys):
+def test_bad_arguments(folder, capsys):
     with pytest.raises(SystemExit):
-        tools('test').main([str(folder / 'tiny.py'), 'x.pth', '--out', 'predictions.json'])
+        load_tool('test').main([str(folder / 'tiny.py'), 'x.pth', '--out', 'predictions.json'])
     assert "'predictions.json'" in capsys.readouterr().err
 
-    error = refused(tools('train'), folder / 'detector.py', '--auto-scale-lr')
+    error = refused(load_tool('train'), folder / 'detector.py', '--auto-scale-lr')
     assert 'auto_scale_lr.base_batch_size' in error and 'detector.py' in error
 
     option = 'default_hooks.visualization.type=Other'
-    error = refused(tools('test'), folder / 'tiny.py', __file__, '--show', '--cfg-options', option)
+    error = refused(
+        load_tool('test'), folder / 'tiny.py', __file__, '--show', '--cfg-options', option
+    )
     assert 'DetVisualizationHook' in error and 'Other' in error
 
-    error = refused(tools('train'), folder / 'tiny.py', '--launcher=pytorch')
+    error = refused(load_tool('train'), folder / 'tiny.py', '--launcher=pytorch')
     assert 'dist_train.sh' in error
 
 
@@ -535,8 +292,8 @@ def changed_config(tool, *args):
     return config
 
 
-def test_mixed_precision(folder, tools):
-    tool, tiny = tools('train'), folder / 'tiny.py'
+def test_mixed_precision(folder):
+    tool, tiny = load_tool('train'), folder / 'tiny.py'
     if get_device() == 'cpu':
         assert '--amp needs a GPU' in refused(tool, tiny, '--amp')
     else:
@@ -548,8 +305,8 @@ def test_mixed_precision(folder, tools):
     assert 'ApexOptimWrapper' in error
 
 
-def test_arguments_change_the_config(folder, single, tools):
-    tool, tiny = tools('train'), folder / 'tiny.py'
+def test_arguments_change_the_config(folder, single):
+    tool, tiny = load_tool('train'), folder / 'tiny.py'
     config = changed_config(tool, tiny)
     assert config.work_dir == os.path.join('.', 'work_dirs', 'tiny')
     assert not config.get('resume') and config.val_cfg is not None
@@ -564,7 +321,7 @@ def test_arguments_change_the_config(folder, single, tools):
     assert changed_config(tool, tiny, *options).load_from == str(single / 'epoch_4.pth')
     assert 'collate_fn' not in changed_config(tool, folder / 'detector.py').train_dataloader
 
-    tool = tools('test')
+    tool = load_tool('test')
     config = changed_config(tool, tiny, tiny, '--tta', '--cfg-options', 'resume=True')
     assert config.resume is False and config.load_from == str(tiny)
     assert config.model.type == 'AverageClsScoreTTA'
@@ -573,11 +330,11 @@ def test_arguments_change_the_config(folder, single, tools):
     assert [flip.prob for flip in flips] == [1, 0] and pack.type == 'PackInputs'
 
 
-def test_keeping_one_checkpoint_only_is_risky(folder, tools):
+def test_keeping_one_checkpoint_only_is_risky(folder):
     hooks = dict(checkpoint=dict(type='CheckpointHook', max_keep_ckpts=1))
     (folder / 'risky.py').write_text(f"_base_ = './tiny.py'\ndefault_hooks = {hooks}\n")
     with pytest.warns(UserWarning, match='max_keep_ckpts=1.*keep 2'):
-        changed_config(tools('train'), folder / 'risky.py')
+        changed_config(load_tool('train'), folder / 'risky.py')
 
 
 def test_shell_scripts_say_how_to_use_them(folder):

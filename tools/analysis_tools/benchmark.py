@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 from analysis_tools.benchmark_report import make_tables, write_report  # noqa: E402
-from cli_common import type_name  # noqa: E402
-from mmengine.config import Config, ConfigDict  # noqa: E402
+from cli_common import add_debug_option, clear_errors, read_config, type_name  # noqa: E402
+from mmengine.config import ConfigDict  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.registry import MODELS, DefaultScope, Registry  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -150,6 +150,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--out', type=Path, default=Path('work_dirs/benchmark'),
         help='folder for benchmark.json, benchmark.md and plots. Default: %(default)s',
     )  # fmt: skip
+    add_debug_option(parser)
     args = parser.parse_args(argv)
     if args.protocol == 'paper':
         parser.set_defaults(batch_sizes=[100])
@@ -292,7 +293,7 @@ def read_candidate(name: str) -> Candidate:
         ValueError: If there is none, or it is no classifier or detector with a backbone.
     """
     path = find_config(name)
-    config = Config.fromfile(path)
+    config = read_config(path)
     scope = config.get('default_scope')
     if scope not in ('mmpretrain', 'mmdet') or 'backbone' not in (config.get('model') or {}):
         raise ValueError(
@@ -790,10 +791,8 @@ def run(args: argparse.Namespace) -> dict:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    try:
+    with clear_errors(args.debug):
         results = run(args)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f'error: {error}') from None
     print(make_tables(results))
     print(f'wrote {args.out}')
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cli_common import argument_parser, fail, load_config, type_name  # noqa: E402
+from cli_common import argument_parser, clear_errors, fail, load_config, type_name  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 
 from mmkw.backbones.any_backbone import backbone_plan, build_plain  # noqa: E402
@@ -32,15 +32,13 @@ def plan_of(backbone):
 
 def main(argv=None):
     args = argument_parser(__doc__).parse_args(argv)
-    config = load_config(args)
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    backbone = (config.get('model') or {}).get('backbone')
-    if backbone is None:
-        fail(f'{args.config} has no model.backbone, whose plan could be shown')
-    try:
+    with clear_errors(args.debug):
+        config = load_config(args)
+        init_default_scope(config.get('default_scope', 'mmengine'))
+        backbone = (config.get('model') or {}).get('backbone')
+        if backbone is None:
+            fail(f'{args.config} has no model.backbone, whose plan could be shown')
         print(plan_of(backbone))
-    except ValueError as error:
-        fail(error)
 
 
 if __name__ == '__main__':

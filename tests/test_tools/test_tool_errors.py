@@ -1,0 +1,118 @@
+"""How the tools end after an error: one clear last line, the traceback where it was asked for."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from tiny_runs import CLASSIFIER, load_tool, refused, write_classification_data
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('errors')
+    write_classification_data(folder / 'images' / 'train')
+    (folder / 'tiny.py').write_text(CLASSIFIER)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize(
+    'content, expected',
+    [
+        ('model = dict(', '.*never closed'),
+        ("_base_ = './gone.py'", '.*gone.py'),
+        ('lr = base_lr', "NameError: name 'base_lr' is not defined"),
+        ("custom_imports = dict(imports=['mmkv'])", '.*mmkv'),
+    ],
+)
+@pytest.mark.parametrize('tool', ['train', 'analysis_tools/show_plan', 'analysis_tools/benchmark'])
+def test_configs_that_cannot_be_read(content, expected, tool, folder):
+    (folder / 'mine.py').write_text(content)
+    with pytest.raises(
+        SystemExit, match=f'^error: config file mine.py cannot be read: .*{expected}'
+    ):
+        load_tool(tool).main(['mine.py'])
+
+
+@pytest.mark.parametrize(
+    'option, expected',
+    [
+        ('budget=1/7', "error: warehouse 'layer2': budget 1/7 leaves no whole number of cells"),
+        ('type=KWResnet', 'error: KeyError: KWResnet is not in the '),
+        ('budgets=2', 'error: TypeError: '),
+    ],
+)
+def test_models_that_cannot_be_built(option, expected):
+    options = ['--cfg-options', f'model.backbone.{option}']
+    line = refused(load_tool('train'), 'tiny.py', '--work-dir=w', *options)
+    assert line.startswith(expected)
+
+
+def test_traceback_is_in_the_log_file_or_shown_with_debug(capsys):
+    Path('failing.py').write_text("_base_ = './tiny.py'\nmodel = dict(head=dict(in_channels=100))")
+    command = ['failing.py', '--work-dir=failing']
+    last = refused(load_tool('train'), *command)
+    assert last.startswith('error: RuntimeError: ')
+    shown = capsys.readouterr()
+    assert 'Traceback' not in shown.out + shown.err
+    log = re.search(r'^the traceback is in (failing/\S+\.log)$', shown.err, re.M)[1]
+    content = Path(log).read_text()
+    assert 'Traceback (most recent call last)' in content and 'train.py' in content
+
+    assert refused(load_tool('train'), *command, '--debug') == last
+    assert 'Traceback (most recent call last)' in capsys.readouterr().err
+
+
+def test_unreadable_checkpoint(folder):
+    (folder / 'broken.pth').write_bytes(b'not a checkpoint')
+    for args in (['train', 'tiny.py', '--resume'], ['test', 'tiny.py']):
+        line = refused(load_tool(args[0]), *args[1:], 'broken.pth', '--work-dir=w')
+        assert 'broken.pth is not' in line
+
+
+def test_missing_start_names_the_option_and_the_fix(folder):
+    train = load_tool('train')
+    line = refused(train, 'tiny.py', '--cfg-options', 'load_from=no.pth')
+    assert line.startswith('error: load_from names the checkpoint no.pth, which does not exist')
+    assert '--cfg-options load_from=' in line
+
+    start = 'model.backbone.init_cfg'
+    pretrained = "dict(type='Pretrained', checkpoint='no.pth')"
+    text = f"_base_ = './tiny.py'\nmodel = dict(backbone=dict(init_cfg={pretrained}))"
+    (folder / 'started.py').write_text(text)
+    line = refused(train, 'started.py')
+    assert line.startswith(f'error: {start} starts from the checkpoint no.pth')
+    for fix in (f'{start}.checkpoint=', 'load_from=', f'{start}=None'):
+        assert f'--cfg-options {fix}' in line
+    check_start = load_tool('cli_common').check_start
+    config = Config.fromfile('started.py')
+    torch.save({}, 'all.pth')
+    config.load_from = 'all.pth'
+    with pytest.warns(UserWarning, match=f'{start}.checkpoint: no.pth .* not needed'):
+        check_start(config)
+    assert config.model.backbone.init_cfg is None
+
+
+def test_missing_start_in_a_list(folder):
+    inits = [dict(type='Kaiming', layer='Conv2d'), dict(type='Pretrained', checkpoint='no.pth')]
+    config = Config(dict(model=dict(neck=dict(init_cfg=inits))))
+    with pytest.raises(SystemExit, match=r'model.neck.init_cfg.1.checkpoint=FILE'):
+        load_tool('cli_common').check_start(config)
+
+
+def test_names_that_are_no_local_files_are_left_to_mmengine():
+    url = dict(type='Pretrained', checkpoint='torchvision://resnet50')
+    config = Config(dict(load_from='https://x.org/x.pth', model=dict(init_cfg=url)))
+    load_tool('cli_common').check_start(config)
+    assert config.model.init_cfg == url
+
+
+def test_logs_that_are_not_there(tmp_path):
+    line = refused(load_tool('analysis_tools/plot_logs'), tmp_path)
+    assert 'holds no */vis_data/scalars.json' in line
