@@ -4,7 +4,7 @@ Importing it registers the layers, backbones and hooks in MMEngine's root regist
 checkpoint loader, so that configs need nothing but ``custom_imports=dict(imports=['mmkw'])``.
 """
 
-from mmcv.cnn.bricks import wrappers
+from mmcv.cnn.bricks import Conv2dAdaptivePadding, wrappers
 from mmengine.registry import MODELS
 
 from . import backbones, checkpoints, heads, hooks
@@ -16,13 +16,11 @@ from .kernel_warehouse import (
     WarehouseConfig,
     apply_plan,
     fold_attentions,
-    get_temperature,
-    plan_network,
-    set_temperature,
     unfold_attentions,
-    warehouse_network,
 )
-from .kernel_warehouse.plan import KW_LAYERS
+from .planning import plan_network, warehouse_network
+from .sample_conv import get_temperature, set_temperature
+from .sample_conv.replacing import PLAIN_LAYERS, PlainLayer, pad_to_ceil
 
 __version__ = '0.1.0'
 
@@ -30,8 +28,16 @@ __version__ = '0.1.0'
 for _layer in (KWConv1d, KWConv2d, KWConv3d, KWLinear):
     MODELS.register_module(module=_layer)
 
-# MMCV's subclasses differ from PyTorch's layers for empty batches only, which KW layers take.
-KW_LAYERS.update({wrappers.Conv2d: KWConv2d, wrappers.Conv3d: KWConv3d, wrappers.Linear: KWLinear})
+# MMCV's subclasses differ from PyTorch's layers for empty batches only, which dynamic layers take;
+# EfficientNets use the one that pads by itself.
+PLAIN_LAYERS.update(
+    {
+        wrappers.Linear: PlainLayer(0),
+        wrappers.Conv2d: PlainLayer(2),
+        wrappers.Conv3d: PlainLayer(3),
+        Conv2dAdaptivePadding: PlainLayer(2, pad_to_ceil),
+    }
+)
 
 __all__ = [
     'KWConv1d',

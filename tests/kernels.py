@@ -3,12 +3,12 @@
 import torch
 
 import mmkw
-from mmkw.kernel_warehouse.layers import _KWLayer
+from mmkw.kernel_warehouse import KWLayer
 
 
 def kw_layers(network):
     """The KW layers of a network, by name."""
-    return {name: m for name, m in network.named_modules() if isinstance(m, _KWLayer)}
+    return {name: m for name, m in network.named_modules() if isinstance(m, KWLayer)}
 
 
 def trainable(module):

@@ -9,7 +9,7 @@ from typing import Callable
 from torch import nn
 
 from ..kernel_warehouse.attention import AttentionLinear
-from ..kernel_warehouse.layers import _KWLayer
+from ..sample_conv.layer import DynamicLayer
 
 _Conv = nn.modules.conv._ConvNd
 _ConvTranspose = nn.modules.conv._ConvTransposeNd
@@ -52,12 +52,9 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> Operations:
 
     def count(layer: nn.Module, inputs: tuple, output) -> None:
         x = inputs[0]
-        if isinstance(layer, _KWLayer):
-            mixing = layer.partition.num_mixtures * layer.warehouse.cells.numel()
-            if layer.basis is not None:
-                mixing = layer.basis.numel()
+        if isinstance(layer, DynamicLayer):
             counts['convolution'] += output.numel() * math.prod(layer.kernel_shape[1:])
-            counts['assembling'] += len(x) * mixing
+            counts['assembling'] += len(x) * layer.mixing_operations
         elif isinstance(layer, AttentionLinear):
             counts['attention'] += output.numel() * layer.weight.shape[1]
         else:
@@ -68,7 +65,7 @@ def count_operations(model: nn.Module, run: Callable[[], object]) -> Operations:
     layers = [
         module
         for module in model.modules()
-        if isinstance(module, (_KWLayer, AttentionLinear, _Conv, nn.Linear))
+        if isinstance(module, (DynamicLayer, AttentionLinear, _Conv, nn.Linear))
     ]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:

@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import torch
-import torch.nn.functional as F
-from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, Registry
-from torch import Tensor, nn
+from torch import nn
 
-from ..kernel_warehouse.layers import KWConv2d
-from ..kernel_warehouse.plan import KW_LAYERS, WarehouseConfig, apply_plan
+from ..kernel_warehouse.plan import WarehouseConfig, apply_plan
 from ..kernel_warehouse.plan import freeze_idle_warehouses as freeze_idle
-from ..kernel_warehouse.planning import NetworkPlan, make_plan, plan_network
+from ..planning import NetworkPlan, make_plan, plan_network
 
 _AUTOMATIC_OPTIONS = tuple(inspect.signature(plan_network).parameters)[2:]
 _DEFAULTS = tuple(field.name for field in fields(WarehouseConfig) if field.name != 'layers')
-
-
-class KWConv2dAdaptivePadding(KWConv2d):
-    """KernelWarehouse form of mmcv's ``Conv2dAdaptivePadding``, which EfficientNets use.
-
-    Pads so that the output has ``ceil(size / stride)`` positions. Arguments are those of
-    :class:`KWConv2d`; ``padding`` is that of the plain layer, 0.
-    """
-
-    def _pad(self, x: Tensor) -> Tensor:
-        pads = []
-        for size, kernel, stride, dilation in zip(
-            x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], self.dilation[::-1]
-        ):
-            covered = (math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1
-            missing = max(covered - size, 0)
-            pads += [missing // 2, missing - missing // 2]
-        return F.pad(x, pads)
-
-
-KW_LAYERS[Conv2dAdaptivePadding] = KWConv2dAdaptivePadding
 
 
 @MODELS.register_module(name='KWBackbone')
@@ -72,7 +47,7 @@ def build_kw_backbone(
         backbone=dict(
             type='KWBackbone',
             backbone=dict(type='mmpretrain.RegNet', arch='regnetx_800mf'),
-            warehouse=dict(reduction=1 / 32),
+            warehouse=dict(attention=dict(reduction=1 / 32)),
             plan=dict(
                 three=dict(layers=['layer3.*.conv[13]'], budget=2),
                 four=dict(layers=['layer4.*.conv[13]'])))
@@ -81,10 +56,10 @@ def build_kw_backbone(
         backbone: config of the plain backbone, of MMPretrain, MMDetection or any other registry
             (``'mmpretrain.RegNet'``; without a scope the config's default scope).
         warehouse: without a ``plan`` options of
-            :func:`~mmkw.kernel_warehouse.planning.plan_network`: budget, layers, exclude,
-            cell_ratio, spatial_partition, reduction, norm_layer, max_attention. With a ``plan``
-            defaults for its warehouses: budget, cell_ratio, spatial_partition, reduction,
-            norm_layer, basis_ratio. Defaults to ``None``, all as there.
+            :func:`~mmkw.planning.plan_network`: budget, layers, exclude,
+            cell_ratio, spatial_partition, attention, max_attention. With a ``plan`` defaults for
+            its warehouses: budget, cell_ratio, spatial_partition, attention. Defaults to ``None``,
+            all as there.
         plan: for each warehouse, by name, the arguments of
             :class:`~mmkw.kernel_warehouse.plan.WarehouseConfig`, of which ``layers`` is needed.
             Defaults to ``None``: it plans by itself.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..kernel_warehouse.layers import _KWLayer
+from ..kernel_warehouse.layers import KWLayer
 from ..kernel_warehouse.plan import freeze_idle_warehouses
 
 
@@ -46,5 +46,5 @@ class WarehouseBackbone:
         return next(
             name
             for name, layer in self.named_modules()
-            if isinstance(layer, _KWLayer) and layer.warehouse is self.warehouses[warehouse]
+            if isinstance(layer, KWLayer) and layer.warehouse is self.warehouses[warehouse]
         )

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ConvNeXt
 from torch import nn
 
-from ..kernel_warehouse.layers import NormLayer
+from ..kernel_warehouse.attention import AttentionConfig, NormLayer
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone
@@ -100,7 +100,9 @@ def convnext_plan(
         )
 
     def config(names: list[str], own_budget: Ratio) -> WarehouseConfig:
-        return WarehouseConfig(names, budget=own_budget, reduction=reduction, norm_layer=norm_layer)
+        return WarehouseConfig(
+            names, budget=own_budget, attention=AttentionConfig(reduction, norm_layer)
+        )
 
     plan = {}
     for index, layers in enumerate(network.downsample_layers):

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import MobileNetV2
 from torch import nn
 
-from ..kernel_warehouse.layers import NormLayer
+from ..kernel_warehouse.attention import AttentionConfig, NormLayer
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone
@@ -111,8 +111,7 @@ def mobilenet_v2_plan(
         return WarehouseConfig(
             names,
             budget=budget if is_pointwise else max(budget, 1),
-            reduction=reduction,
-            norm_layer=norm_layer,
+            attention=AttentionConfig(reduction, norm_layer),
         )
 
     return {warehouse: config(warehouse, names) for warehouse, names in layers.items()}

@@ -8,7 +8,7 @@ from mmpretrain.models.backbones import ResNet
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from ..kernel_warehouse.layers import NormLayer
+from ..kernel_warehouse.attention import AttentionConfig, NormLayer
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone
@@ -99,9 +99,7 @@ class KWResNet(WarehouseBackbone, ResNet):
             self,
             budget=budget,
             cell_ratio=cell_ratio,
-            reduction=reduction,
-            basis_ratio=basis_ratio,
-            norm_layer=norm_layer,
+            attention=AttentionConfig(reduction, norm_layer, basis_ratio),
         )
         apply_plan(self, plan, freeze_idle_warehouses)
 

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
-from ..kernel_warehouse.layers import NormLayer
+from ..kernel_warehouse.attention import AttentionConfig, NormLayer
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone
@@ -179,8 +179,7 @@ def vision_transformer_plan(
             names,
             budget=budgets[warehouse.rstrip('0123456789')],
             cell_ratio=cell_ratio,
-            reduction=reduction,
-            norm_layer=norm_layer,
+            attention=AttentionConfig(reduction, norm_layer),
         )
 
     return {warehouse: config(warehouse, names) for warehouse, names in layers.items()}

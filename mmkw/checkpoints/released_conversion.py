@@ -20,7 +20,7 @@ from mmpretrain.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
 
 from ..backbones import KWConvNeXt, KWMobileNetV2, KWResNet
-from ..kernel_warehouse.layers import _KWLayer
+from ..kernel_warehouse.layers import KWLayer
 from .loading import load_checkpoint
 from .plain_tensor_names import FORMATS, rename
 from .saving import save_checkpoint
@@ -360,7 +360,7 @@ def _find_config(kind: str, backbone: dict[str, Any]) -> tuple[str | None, dict[
 def _warehouses(network: nn.Module) -> dict[str, Tensor]:
     """Cells by name, in the order in which layers of the network first use them."""
     names = {module: f'{name}.cells' for name, module in network.named_modules()}
-    users = (module for module in network.modules() if isinstance(module, _KWLayer))
+    users = (module for module in network.modules() if isinstance(module, KWLayer))
     return {names[user.warehouse]: user.warehouse.cells for user in users}
 
 

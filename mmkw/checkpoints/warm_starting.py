@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..backbones.vision_transformer import SplitQKV
 from ..kernel_warehouse.attention import KernelAttention
-from ..kernel_warehouse.layers import _KWLayer
+from ..kernel_warehouse.layers import KWLayer
 from ..kernel_warehouse.partition import KernelPartition
-from ..kernel_warehouse.plan import some_of
 from ..kernel_warehouse.warehouse import Warehouse
+from ..sample_conv.replacing import some_of
 from .loading import load_checkpoint
 from .plain_tensor_names import FORMATS, rename
 from .saving import save_checkpoint
@@ -182,11 +182,11 @@ def _named_modules(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     return network.named_modules(remove_duplicate=False)
 
 
-def _kw_layers(network: nn.Module) -> dict[str, _KWLayer]:
+def _kw_layers(network: nn.Module) -> dict[str, KWLayer]:
     layers = {
         name: module
         for name, module in _named_modules(network)
-        if isinstance(module, _KWLayer) and module.partition is not None
+        if isinstance(module, KWLayer) and module.partition is not None
     }
     if not layers:
         raise ValueError(
@@ -205,7 +205,7 @@ def _kw_layers(network: nn.Module) -> dict[str, _KWLayer]:
 
 
 def _plain_tensors(
-    network: nn.Module, layers: Mapping[str, _KWLayer], fused: Mapping[str, SplitQKV]
+    network: nn.Module, layers: Mapping[str, KWLayer], fused: Mapping[str, SplitQKV]
 ) -> dict[str, Tensor]:
     """The state dict that the network would have with plain layers; those only as shapes."""
     tensors = dict(network.state_dict())
@@ -408,7 +408,7 @@ def _some(names: Iterable[str]) -> str:
 @torch.no_grad()
 def _fill(
     network: nn.Module,
-    layers: Mapping[str, _KWLayer],
+    layers: Mapping[str, KWLayer],
     fused: Mapping[str, SplitQKV],
     values: Mapping[str, Tensor],
 ) -> dict[str, str]:

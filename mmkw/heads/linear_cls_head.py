@@ -5,7 +5,8 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from mmpretrain.models.heads import LinearClsHead
 
-from ..kernel_warehouse.layers import KWLinear, NormLayer
+from ..kernel_warehouse.attention import AttentionConfig, NormLayer
+from ..kernel_warehouse.layers import KWLinear
 from ..kernel_warehouse.partition import CellRatio, Ratio
 
 
@@ -47,6 +48,5 @@ class KWLinearClsHead(LinearClsHead):
             num_classes,
             budget=budget,
             cell_ratio=cell_ratio,
-            reduction=reduction,
-            norm_layer=norm_layer,
+            attention=AttentionConfig(reduction, norm_layer),
         )

@@ -8,12 +8,13 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..kernel_warehouse.warehouse import Warehouse, check_temperature, warehouses
+from ..kernel_warehouse.warehouse import Warehouse
+from ..sample_conv.temperature import AnnealedModule, annealed_modules
 
 
 class _TemperatureHook(Hook):
     def before_train(self, runner: Runner) -> None:
-        """Find the warehouses of the model and of its moving averages.
+        """Find the layers with a temperature in the model and of its moving averages.
 
         Raises:
             ValueError: if the model has no KW layers, or two hooks would set the temperature.
@@ -29,13 +30,13 @@ class _TemperatureHook(Hook):
         models = [runner.model]
         # A running mean of this buffer would lag behind, with EMAHook(update_buffers=True).
         models += [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
-        self._warehouses: list[Warehouse] = [
-            warehouse for model in models for warehouse in warehouses(model)
+        self._modules: list[AnnealedModule] = [
+            module for model in models for module in annealed_modules(model)
         ]
 
     def _set(self, runner: Runner, value: float) -> None:
-        for warehouse in self._warehouses:
-            warehouse.temperature.fill_(value)
+        for module in self._modules:
+            module.temperature.fill_(value)
         runner.message_hub.update_scalar('train/temperature', value)
 
 
@@ -78,8 +79,8 @@ class KWTemperatureHook(_TemperatureHook):
             )
         self.epochs = epochs
         self.iters = iters
-        self.begin = check_temperature('begin', begin)
-        self.end = check_temperature('end', end)
+        self.begin = Warehouse.temperature_range.check('begin', begin)
+        self.end = Warehouse.temperature_range.check('end', end)
 
     def before_train(self, runner: Runner) -> None:
         """Find the warehouses and the length of annealing."""

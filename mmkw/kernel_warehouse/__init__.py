@@ -1,31 +1,29 @@
 """KernelWarehouse (Li and Yao, ICML 2024) in plain PyTorch."""
 
+from .attention import AttentionConfig, KernelAttention, contrasting_attention
 from .folding import fold_attentions, unfold_attentions
-from .layers import KWConv1d, KWConv2d, KWConv3d, KWLinear
-from .network_plan import NetworkPlan
+from .layers import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
 from .partition import KernelPartition, WarehousePartition, partition_kernels
-from .plan import WarehouseConfig, apply_plan, partition_network
-from .planning import complete_plan, plan_network, warehouse_network
-from .warehouse import Warehouse, get_temperature, set_temperature
+from .plan import WarehouseConfig, apply_plan, freeze_idle_warehouses, partition_network
+from .warehouse import Warehouse
 
 __all__ = [
+    'AttentionConfig',
     'KWConv1d',
     'KWConv2d',
     'KWConv3d',
+    'KWLayer',
     'KWLinear',
+    'KernelAttention',
     'KernelPartition',
-    'NetworkPlan',
     'Warehouse',
     'WarehouseConfig',
     'WarehousePartition',
     'apply_plan',
-    'complete_plan',
+    'contrasting_attention',
     'fold_attentions',
-    'get_temperature',
+    'freeze_idle_warehouses',
     'partition_kernels',
     'partition_network',
-    'plan_network',
-    'set_temperature',
     'unfold_attentions',
-    'warehouse_network',
 ]

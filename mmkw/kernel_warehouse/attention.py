@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Callable, Union
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,102 @@ from torch import Tensor, nn
 
 from .partition import KernelPartition, Ratio, as_fraction
 
+NormLayer = Union[str, Callable[[int], nn.Module]]
+
 _MIN_HIDDEN = 16
 _EPS = 1e-3
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """The options of the attentions of one or more layers.
+
+    Wherever one is expected, a mapping of its arguments will do: ``attention=dict(reduction=1/8)``.
+
+    Attributes:
+        reduction: hidden width relative to the layer's input channels. The width is at least 16.
+            Defaults to 1/16.
+        norm_layer: the norm of the hidden vector: a class of ``torch.nn`` by name, or a callable
+            that takes the width. Batch norm cannot train on a single sample; ``'LayerNorm'`` can.
+            Defaults to ``'BatchNorm1d'``.
+        basis_ratio: size of the non-local basis (the released ResNet50 1/2x). Only the layer's own
+            cells and the zero cell then get logits of their own. Those of the other cells are a
+            linear map, shared by the layer's mixtures, of
+            ``max(int((n - own) * basis_ratio), 16)`` basis values per mixture. Defaults to
+            ``None``: all cells get logits of their own.
+
+    Raises:
+        ValueError: if ``reduction`` or ``basis_ratio`` is not a positive number, or ``norm_layer``
+            is unknown.
+    """
+
+    reduction: Ratio = 1 / 16
+    norm_layer: NormLayer = 'BatchNorm1d'
+    basis_ratio: Ratio | None = None
+
+    def __post_init__(self) -> None:
+        as_fraction('reduction', self.reduction)
+        if self.basis_ratio is not None:
+            as_fraction('basis_ratio', self.basis_ratio)
+        _norm_class(self.norm_layer)
+
+    @classmethod
+    def of(cls, options: AttentionOptions) -> AttentionConfig:
+        """Read what stands for one: itself, a mapping of its arguments, or ``None``.
+
+        Raises:
+            ValueError: if an argument is unknown or invalid.
+        """
+        if options is None:
+            return cls()
+        if isinstance(options, cls):
+            return options
+        known = [field.name for field in fields(cls)]
+        if not isinstance(options, Mapping):
+            raise ValueError(
+                f'attention must be a mapping with some of {", ".join(known)}, but got {options!r}'
+            )
+        unknown = [key for key in options if key not in known]
+        if unknown:
+            raise ValueError(
+                f'attention has no option {unknown[0]!r}; its options are {", ".join(known)}'
+            )
+        return cls(**options)
+
+    def hidden_width(self, in_channels: int) -> int:
+        """``h``, for a layer with these input channels."""
+        return _width(in_channels, self.reduction)
+
+    def basis_width(self, num_others: int) -> int:
+        """Basis values per mixture, for a warehouse with this many cells of other layers."""
+        return _width(num_others, self.basis_ratio)
+
+    def norm(self, width: int) -> nn.Module:
+        """A new norm of the hidden vector."""
+        return _norm_class(self.norm_layer)(width)
+
+    def fixed_parameters(self, in_channels: int) -> int:
+        """Parameters that do not depend on mixtures and cells: the first linear layer and norm."""
+        hidden = self.hidden_width(in_channels)
+        norm = self.norm(hidden)
+        return in_channels * hidden + hidden * _has_bias_before(norm) + count_parameters(norm)
+
+    def parameters(self, in_channels: int, partition: KernelPartition) -> int:
+        r"""Count the parameters of a :class:`KernelAttention`, without building it.
+
+        With ``h`` hidden channels they are those of :meth:`fixed_parameters`, and
+        :math:`(h + 1)\, m (n + 1)` for the logits. With a basis of ``k`` values, and ``o`` own
+        cells, the logits have :math:`h\, m (o + k + 1) + k (n - o) + m (n + 1)`.
+        """
+        fixed, hidden = self.fixed_parameters(in_channels), self.hidden_width(in_channels)
+        m, n, own = partition.num_mixtures, partition.num_cells, partition.num_own_cells
+        if self.basis_ratio is None:
+            return fixed + (hidden + 1) * m * (n + 1)
+        basis = self.basis_width(n - own)
+        return fixed + hidden * m * (own + basis + 1) + basis * (n - own) + m * (n + 1)
+
+
+AttentionOptions = Union[AttentionConfig, Mapping[str, Any], None]
 
 
 def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> Tensor:
@@ -77,65 +173,68 @@ class KernelAttention(nn.Module):
     Global average pool, linear, norm, ReLU, linear, CAF: the compact SE-type module of the
     paper's Appendix A.3.
 
-    With ``basis_ratio`` (the released ResNet50 1/2x) only the layer's own cells and the zero
-    cell get logits of their own. Those of the other cells are a linear map, shared by the
-    layer's mixtures, of ``max(int((n - own) * basis_ratio), 16)`` basis values per mixture.
-
     Args:
         in_channels: channels of the layer's input, over all groups.
         partition: the layer's mixtures and cells.
-        reduction: hidden width relative to ``in_channels``; it is at least 16.
-            Defaults to 1/16.
-        norm_layer: the hidden norm, a class of ``torch.nn`` by name or a callable that takes the
-            width. Defaults to ``'BatchNorm1d'``.
-        basis_ratio: see above. Defaults to ``None``, direct logits for all cells.
+        config: see :class:`AttentionConfig`.
 
     Raises:
-        ValueError: if ``reduction`` or ``basis_ratio`` is no positive number, ``norm_layer`` is
-            unknown, or ``basis_ratio`` is given though no other layer shares the warehouse.
+        ValueError: if there is a ``basis_ratio`` though no other layer shares the warehouse.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        partition: KernelPartition,
-        reduction: Ratio = 1 / 16,
-        norm_layer: str | Callable[[int], nn.Module] = 'BatchNorm1d',
-        basis_ratio: Ratio | None = None,
+        self, in_channels: int, partition: KernelPartition, config: AttentionConfig
     ) -> None:
         super().__init__()
         m, n, own = partition.num_mixtures, partition.num_cells, partition.num_own_cells
-        self.num_mixtures = m
-        self.num_cells = n
-        self.first_cell = partition.first_cell
-        self.num_own_cells = own
-
-        hidden = _width('reduction', in_channels, reduction)
-        norm = _norm_layer(norm_layer)(hidden)
-        is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        self.fc1 = AttentionLinear(in_channels, hidden, bias=not is_batch_norm)
+        self.partition = partition
+        hidden = config.hidden_width(in_channels)
+        norm = config.norm(hidden)
+        self.fc1 = AttentionLinear(in_channels, hidden, bias=_has_bias_before(norm))
         self.norm = norm
         self.relu = nn.ReLU(inplace=True)
-        if basis_ratio is None:
+        if config.basis_ratio is None:
             self.fc2 = AttentionLinear(hidden, m * (n + 1))
             self.fc3 = None
         else:
-            basis = _width('basis_ratio', n - own, basis_ratio)
             if n == own:
                 raise ValueError(
-                    f'basis_ratio={basis_ratio} needs cells of other layers, but this layer owns '
-                    f'all {n} cells of its warehouse; drop basis_ratio or share the warehouse'
+                    f'basis_ratio={config.basis_ratio} needs cells of other layers, but this layer '
+                    f'owns all {n} cells of its warehouse; drop basis_ratio or share the warehouse'
                 )
+            basis = config.basis_width(n - own)
             self.fc2 = AttentionLinear(hidden, m * (own + basis + 1), bias=False)
             self.fc3 = AttentionLinear(basis, n - own, bias=False)
             self.basis_bias = nn.Parameter(torch.zeros(m * (n + 1)))
-
         # A constant of the plan, hence not in checkpoints.
-        beta = torch.zeros(m, n)
-        for mixture, cell in enumerate(partition.initial_cells):
-            if cell is not None:
-                beta[mixture, cell] = 1
-        self.register_buffer('beta', beta, persistent=False)
+        self.register_buffer('beta', torch.zeros(m, n), persistent=False)
+        self.reset_beta()
+
+    @torch.no_grad()
+    def reset_beta(self) -> None:
+        """Write the initial mixtures of the plan into ``beta``."""
+        cells = self.partition.initial_cells
+        pairs = [(mixture, cell) for mixture, cell in enumerate(cells) if cell is not None]
+        self.beta.zero_()
+        if pairs:
+            mixtures, cells = torch.tensor(pairs, device=self.beta.device).t()
+            self.beta[mixtures, cells] = 1
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters anew."""
+        for child in self.children():
+            if hasattr(child, 'reset_parameters'):
+                child.reset_parameters()
+        if self.fc3 is not None:
+            nn.init.zeros_(self.basis_bias)
+
+    def _apply(self, fn, *args, **kwargs) -> KernelAttention:
+        was_meta = self.beta.is_meta
+        super()._apply(fn, *args, **kwargs)
+        # `to_empty` leaves buffers that no checkpoint holds without values.
+        if was_meta and not self.beta.is_meta:
+            self.reset_beta()
+        return self
 
     def forward(self, pooled: Tensor, temperature: Tensor) -> Tensor:
         """Attentions for globally averaged inputs.
@@ -170,58 +269,34 @@ class KernelAttention(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``z`` of Eq. 4, shape ``(N, m, n + 1)``: an affine map of hidden vectors."""
-        logits = self.fc2(hidden).unflatten(1, (self.num_mixtures, -1))
+        logits = self.fc2(hidden).unflatten(1, (self.partition.num_mixtures, -1))
         return logits if self.fc3 is None else self._expand_basis(logits)
 
     def _expand_basis(self, logits: Tensor) -> Tensor:
         """Rows of (own cells, basis, zero cell) -> rows of (all cells in order, zero cell)."""
-        own, basis, zero = logits.split([self.num_own_cells, self.fc3.weight.shape[1], 1], dim=-1)
+        first, own = self.partition.first_cell, self.partition.num_own_cells
+        own, basis, zero = logits.split([own, self.fc3.weight.shape[1], 1], dim=-1)
         others = self.fc3(basis)
-        before, after = others.split([self.first_cell, others.shape[-1] - self.first_cell], dim=-1)
-        bias = self.basis_bias.view(self.num_mixtures, self.num_cells + 1)
+        before, after = others.split([first, others.shape[-1] - first], dim=-1)
+        bias = self.basis_bias.view(self.partition.num_mixtures, self.partition.num_cells + 1)
         return torch.cat([before, own, after, zero], dim=-1) + bias
-
-
-def attention_parameters(
-    in_channels: int,
-    partition: KernelPartition,
-    reduction: Ratio = 1 / 16,
-    norm_layer: str | Callable[[int], nn.Module] = 'BatchNorm1d',
-    basis_ratio: Ratio | None = None,
-) -> int:
-    """Count the parameters of a :class:`KernelAttention` with these arguments, building none.
-
-    With ``h = max(int(in_channels * reduction), 16)`` hidden channels they are ``in_channels * h``
-    (and ``h`` biases, unless the norm is batch norm), those of the norm, and ``(h + 1) m (n + 1)``.
-    """
-    hidden, fixed = hidden_and_fixed(in_channels, reduction, norm_layer)
-    m, n, own = partition.num_mixtures, partition.num_cells, partition.num_own_cells
-    if basis_ratio is None:
-        return fixed + (hidden + 1) * m * (n + 1)
-    basis = _width('basis_ratio', n - own, basis_ratio)
-    return fixed + hidden * m * (own + basis + 1) + basis * (n - own) + m * (n + 1)
-
-
-def hidden_and_fixed(
-    in_channels: int, reduction: Ratio, norm_layer: str | Callable[[int], nn.Module]
-) -> tuple[int, int]:
-    """The hidden width, and the parameters that do not depend on mixtures and cells."""
-    hidden = _width('reduction', in_channels, reduction)
-    norm = _norm_layer(norm_layer)(hidden)
-    bias = 0 if isinstance(norm, nn.modules.batchnorm._BatchNorm) else hidden
-    return hidden, in_channels * hidden + bias + count_parameters(norm)
-
-
-def _width(name: str, size: int, ratio: Ratio) -> int:
-    """A part of ``size``, but no less than the minimum; ``name`` is that of the ratio."""
-    return max(int(size * as_fraction(name, ratio)), _MIN_HIDDEN)
 
 
 def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _norm_layer(norm_layer: str | Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+def _width(size: int, ratio: Ratio) -> int:
+    """A part of ``size``, but no less than the minimum."""
+    return max(int(size * as_fraction('ratio', ratio)), _MIN_HIDDEN)
+
+
+def _has_bias_before(norm: nn.Module) -> bool:
+    """Whether the linear layer before the norm has a bias, as in the release."""
+    return not isinstance(norm, nn.modules.batchnorm._BatchNorm)
+
+
+def _norm_class(norm_layer: NormLayer) -> Callable[[int], nn.Module]:
     if callable(norm_layer):
         return norm_layer
     found = getattr(nn, norm_layer, None) if isinstance(norm_layer, str) else None

@@ -15,21 +15,18 @@ from fractions import Fraction
 from numbers import Real
 from typing import Union
 
+from ..sample_conv.mixing import KernelLayout, Shape
+
 Ratio = Union[float, str, Fraction]
 CellRatio = Union[Ratio, tuple[Ratio, Ratio], None]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class KernelPartition:
+class KernelPartition(KernelLayout):
     """One kernel cut into ``m`` linear mixtures, and the cells it starts from.
 
-    Mixture ``i`` enumerates (spatial position, output group, input group), the last fastest,
-    spatial positions row-major; it fills ``W[output group, input group, position]``.
-
     Attributes:
-        kernel_shape: ``(out_channels, in_channels / groups, *kernel_size)``.
-        grid: number of spatial positions, output groups and input groups.
+        kernel_shape, grid: see :class:`~mmkw.sample_conv.KernelLayout`.
         num_cells: ``n``, the size of the warehouse that the kernel draws on.
         first_cell: the first of the cells that this kernel alone starts from (its own cells).
         num_own_cells: how many cells, from ``first_cell`` on, are its own.
@@ -37,17 +34,10 @@ class KernelPartition:
             for the zero cell: where the ones in ``beta`` of Eq. 4 stand.
     """
 
-    kernel_shape: Shape
-    grid: tuple[int, int, int]
     num_cells: int
     first_cell: int
     num_own_cells: int
     initial_cells: tuple[int | None, ...]
-
-    @property
-    def num_mixtures(self) -> int:
-        """``m``, the number of linear mixtures of the kernel."""
-        return len(self.initial_cells)
 
 
 @dataclass(frozen=True)

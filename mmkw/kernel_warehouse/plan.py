@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from .layers import KWConv1d, KWConv2d, KWConv3d, KWLinear, NormLayer, _KWLayer
+from ..sample_conv.replacing import kernel_shape_of, match_layers, replace_layers
+from .attention import AttentionConfig, AttentionOptions
+from .layers import KW_LAYERS, KWLayer
 from .partition import CellRatio, Ratio, WarehousePartition, partition_kernels
 from .warehouse import Warehouse
-
-# What a plan puts in the place of a plain layer, by its type. A subclass may compute something
-# else, so those that do not have to be added.
-KW_LAYERS: dict[type[nn.Module], type[_KWLayer]] = {
-    nn.Conv1d: KWConv1d,
-    nn.Conv2d: KWConv2d,
-    nn.Conv3d: KWConv3d,
-    nn.Linear: KWLinear,
-}
 
 
 @dataclass
@@ -35,19 +27,17 @@ class WarehouseConfig:
             number or (output, input). Defaults to ``None``: 1 if the budget is at least 1, 1/2
             below.
         spatial_partition: whether a cell covers one spatial position or all. Defaults to True.
-        reduction: hidden width of the attentions relative to the input's. Defaults to 1/16.
-        norm_layer: norm of the attentions, see :class:`KernelAttention`. Defaults to batch norm.
-        basis_ratio: non-local basis of the attentions, see :class:`KernelAttention`. Defaults
-            to ``None``, none.
+        attention: options of the layers' attentions, see :class:`AttentionConfig`.
     """
 
     layers: Sequence[str]
     budget: Ratio = 1
     cell_ratio: CellRatio = None
     spatial_partition: bool = True
-    reduction: Ratio = 1 / 16
-    norm_layer: NormLayer = 'BatchNorm1d'
-    basis_ratio: Ratio | None = None
+    attention: AttentionOptions = None
+
+    def __post_init__(self) -> None:
+        self.attention = AttentionConfig.of(self.attention)
 
 
 Plan = Mapping[str, WarehouseConfig]
@@ -71,46 +61,6 @@ class Warehouses(nn.ModuleDict):
                 f'them in another way; set the arguments of the checkpoint in the config'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
-    """Find the layers that names or patterns mean.
-
-    Args:
-        network: the network to search.
-        patterns: names of layers, or shell-style patterns (``*``, ``?``, ``[...]``; ``*`` also
-            matches dots) that match whole names of convolutions and linear layers and pass over
-            all other modules.
-
-    Returns:
-        The pattern that matched, for each layer's name, in network order.
-
-    Raises:
-        ValueError: if a pattern matches nothing, two match the same layer, or a module is named
-            that is neither a convolution nor a linear layer.
-    """
-    modules = dict(network.named_modules())
-    layers = [name for name, module in modules.items() if is_layer(module)]
-    matches: dict[str, str] = {}
-    for pattern in patterns:
-        if pattern in modules:
-            kernel_shape_of(pattern, modules[pattern])
-            found = [pattern]
-        else:
-            found = [name for name in layers if fnmatchcase(name, pattern)]
-        if not found:
-            raise ValueError(
-                f'{pattern!r} matches no convolution or linear layer of '
-                f'{type(network).__name__}; it has {some_of(layers)}'
-            )
-        for name in found:
-            if name in matches:
-                raise ValueError(
-                    f'layer {name!r} is matched by {matches[name]!r} and again by {pattern!r}; '
-                    f'name each layer once'
-                )
-            matches[name] = pattern
-    return {name: matches[name] for name in layers if name in matches}
 
 
 def partition_network(network: nn.Module, plan: Plan) -> dict[str, WarehousePartition]:
@@ -175,30 +125,19 @@ def apply_plan(network: nn.Module, plan: Plan, freeze_idle: bool = True) -> nn.M
             f'applied once'
         )
     partitions = partition_network(network, plan)
-    places = _places(network)
     network.warehouses = Warehouses(
         {name: Warehouse(partition) for name, partition in partitions.items()}
     )
     for name, config in plan.items():
-        warehouse = network.warehouses[name]
-        for layer_name, partition in partitions[name].kernels.items():
-            plain = layer = network.get_submodule(layer_name)
-            if not isinstance(layer, _KWLayer):
-                layer = KW_LAYERS[type(plain)].replacing(plain)
-                for parent, child in places[plain]:
-                    setattr(parent, child, layer)
-            layer.share_warehouse(
-                warehouse,
-                partition,
-                layer_name,
-                reduction=config.reduction,
-                norm_layer=config.norm_layer,
-                basis_ratio=config.basis_ratio,
-            )
-            if layer is not plain:
-                layer.train(plain.training).to(plain.weight)
-                layer.requires_grad_(plain.weight.requires_grad)
-                warehouse.to(plain.weight)
+        warehouse, kernels = network.warehouses[name], partitions[name].kernels
+        plain = {layer: network.get_submodule(layer) for layer in kernels}
+        for layer_name, layer in replace_layers(network, kernels, KW_LAYERS, budget=None).items():
+            layer.share_warehouse(warehouse, kernels[layer_name], config.attention)
+            replaced = plain[layer_name]
+            if layer is not replaced:
+                layer.attention.train(replaced.training).to(replaced.weight)
+                layer.attention.requires_grad_(replaced.weight.requires_grad)
+                warehouse.to(replaced.weight)
     if freeze_idle:
         freeze_idle_warehouses(network)
     return network
@@ -209,50 +148,10 @@ def freeze_idle_warehouses(network: nn.Module) -> None:
     trained = {
         layer.warehouse
         for layer in network.modules()
-        if isinstance(layer, _KWLayer)
+        if isinstance(layer, KWLayer)
         and layer.attention is not None
         and any(parameter.requires_grad for parameter in layer.attention.parameters())
     }
     for warehouse in network.modules():
         if isinstance(warehouse, Warehouse) and warehouse not in trained:
             warehouse.requires_grad_(False)
-
-
-def _places(network: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
-    """Parent and attribute of each module; several where a network uses it under more names."""
-    places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
-    for parent in network.modules():
-        for child, module in parent._modules.items():
-            if module is not None:
-                places.setdefault(module, []).append((parent, child))
-    return places
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a plan can name the module."""
-    return type(module) in KW_LAYERS or (isinstance(module, _KWLayer) and module.partition is None)
-
-
-def kernel_shape_of(name: str, module: nn.Module) -> tuple:
-    """``(out_channels, in_channels / groups, *kernel_size)``; the size of linear layers is 1.
-
-    Raises:
-        ValueError: if a plan cannot name the module.
-    """
-    if not is_layer(module):
-        raise ValueError(
-            f'layer {name!r} is a {type(module).__name__}; a plan takes plain '
-            f'{", ".join(sorted({kind.__name__ for kind in KW_LAYERS}))} and KW layers with '
-            f'budget=None'
-        )
-    if isinstance(module, _KWLayer):
-        return module.kernel_shape
-    if isinstance(module, nn.Linear):
-        return (*module.weight.shape, 1)
-    return tuple(module.weight.shape)
-
-
-def some_of(names: Sequence[str], limit: int = 12) -> str:
-    """Names for a message: the first ones, and how many more there are."""
-    shown = ', '.join(names[:limit]) or 'none'
-    return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 import torch
 from torch import nn
 
+from ..sample_conv.temperature import AnnealedModule, TemperatureRange
 from .partition import KernelPartition, WarehousePartition
 
 
-class Warehouse(nn.Module):
+class Warehouse(AnnealedModule):
     """The parameters that the linear mixtures of one or more layers mix.
 
-    The temperature is part of the state, so that a checkpoint from the middle of annealing
-    evaluates as it trained. Checkpoints that hold cells but no temperature, such as released
-    ones, load strictly and mean 0.
+    Checkpoints that hold cells but no temperature, such as released ones, load strictly and mean
+    temperature 0.
 
     Attributes:
         cells: parameter, shape ``(n, c_out, c_in, *spatial)``.
         temperature: buffer without dimensions, ``tau`` of Eq. 4; 0 when new.
+        partition: the kernels that share the cells.
     """
 
-    def __init__(self, partition: WarehousePartition) -> None:
+    temperature_range = TemperatureRange(
+        low=0,
+        high=1,
+        learned=0,
+        meaning='a number in [0, 1], from learned attentions (0) to one-to-one (1)',
+    )
+
+    def __init__(self, partition: WarehousePartition, device=None, dtype=None) -> None:
         super().__init__()
-        self.cells = nn.Parameter(torch.empty(partition.num_cells, *partition.cell_shape))
-        self.register_buffer('temperature', torch.zeros(()))
-        for kernel in partition.kernels.values():
+        self.partition = partition
+        self.cells = nn.Parameter(
+            torch.empty(partition.num_cells, *partition.cell_shape, device=device, dtype=dtype)
+        )
+        self.temperature = self.temperature.to(device)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise all cells anew, and set the temperature to 0."""
+        self.temperature.fill_(self.temperature_range.learned)
+        for kernel in self.partition.kernels.values():
             self.reset_cells(kernel)
 
     @torch.no_grad()
@@ -61,60 +75,3 @@ class Warehouse(nn.Module):
     def extra_repr(self) -> str:
         n, *shape = self.cells.shape
         return f'{n} cells of {"x".join(map(str, shape))}'
-
-
-def warehouses(model: nn.Module) -> list[Warehouse]:
-    """All warehouses of a model.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    found = [module for module in model.modules() if isinstance(module, Warehouse)]
-    if not found:
-        raise ValueError(
-            f'{type(model).__name__} has no KernelWarehouse layers, so it has no temperature; '
-            f"use a KW backbone such as type='KWResNet', or drop the KW hooks from the config"
-        )
-    return found
-
-
-def check_temperature(name: str, value: float) -> float:
-    """Return ``value`` if it is a temperature.
-
-    Raises:
-        ValueError: if it is not a number in [0, 1]. ``name`` says what it was meant for.
-    """
-    if not isinstance(value, Real) or not 0 <= value <= 1:
-        raise ValueError(
-            f'{name} must be a number in [0, 1], from learned attentions (0) to one-to-one (1), '
-            f'but got {value!r}'
-        )
-    return value
-
-
-def set_temperature(model: nn.Module, value: float) -> None:
-    """Set the temperature ``tau`` of Eq. 4 in every warehouse of ``model``.
-
-    Waits for no device: it may be called in every iteration.
-
-    Raises:
-        ValueError: if ``value`` is not in [0, 1] or the model has no warehouse.
-    """
-    check_temperature('temperature', value)
-    for warehouse in warehouses(model):
-        warehouse.temperature.fill_(value)
-
-
-def get_temperature(model: nn.Module) -> float:
-    """The temperature of ``model``. Reads it from the device, so it waits for queued work.
-
-    Raises:
-        ValueError: if the model has no warehouse, or its warehouses differ in temperature.
-    """
-    values = {warehouse.temperature.item() for warehouse in warehouses(model)}
-    if len(values) > 1:
-        raise ValueError(
-            f'the warehouses of {type(model).__name__} have different temperatures '
-            f'{sorted(values)}; call set_temperature(model, value) to set them all'
-        )
-    return values.pop()

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmkw.analysis import kept_memory, peak_memory, tensor_bytes
 from mmkw.kernel_warehouse import KWConv2d
-from mmkw.kernel_warehouse.assembly import forced_route
+from mmkw.sample_conv import forced_route
 
 FLOAT = 4
 
@@ -68,7 +68,7 @@ def test_parts_that_the_loss_does_not_depend_on_are_not_kept():
     assert kept_memory(run, [x]) == FLOAT * 50
 
 
-def test_the_reference_route_keeps_the_kernels_of_the_batch_and_the_lean_one_does_not():
+def test_the_reference_route_keeps_the_kernels_of_the_batch_and_the_blockwise_one_does_not():
     layer = KWConv2d(16, 16, 3, padding=1)
     x = torch.rand(4, 16, 32, 32)
     kernels = FLOAT * 4 * 16 * 16 * 9
@@ -79,7 +79,7 @@ def test_the_reference_route_keeps_the_kernels_of_the_batch_and_the_lean_one_doe
 
     # Beside some tensors of the attentions' size, (4, 9, 10).
     assert kernels < kept_by('reference') < 1.5 * kernels
-    assert kept_by('lean') == kept_by('reference') - kernels
+    assert kept_by('blockwise') == kept_by('reference') - kernels
 
 
 def test_peak_is_the_most_at_once():

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmkw.analysis import Operations, count_operations
 from mmkw.backbones import KWResNet
 from mmkw.kernel_warehouse import KWConv2d, KWLinear, fold_attentions
-from mmkw.kernel_warehouse.assembly import forced_route
+from mmkw.sample_conv import forced_route
 
 
 def multiply_adds_of_torch(run):

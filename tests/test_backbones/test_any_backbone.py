@@ -1,5 +1,6 @@
 """KWBackbone: backbones of MMPretrain and MMDetection without a plan, alone and in detectors."""
 
+import copy
 import logging
 import math
 import re
@@ -21,8 +22,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 import mmkw
-from mmkw.backbones.any_backbone import KWConv2dAdaptivePadding, backbone_plan, build_plain
-from mmkw.kernel_warehouse.attention import KernelAttention
+from mmkw.backbones.any_backbone import backbone_plan, build_plain
+from mmkw.kernel_warehouse import KernelAttention, WarehouseConfig, apply_plan
 
 ROOT = Path(mmkw.__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -286,10 +287,11 @@ def test_checkpoint_of_its_own(tmp_path):
 @pytest.mark.parametrize(('size', 'kernel', 'stride'), [(7, 3, 1), (8, 3, 2), (9, 5, 2), (6, 1, 1)])
 def test_adaptive_padding(size, kernel, stride):
     plain = Conv2dAdaptivePadding(8, 16, kernel, stride, groups=4, dilation=1).double()
-    kw = KWConv2dAdaptivePadding(8, 16, kernel, stride, groups=4).double().eval()
+    network = nn.Sequential(copy.deepcopy(plain))
+    kw = apply_plan(network, {'all': WarehouseConfig(['0'])}).eval()[0]
     x = torch.randn(2, 8, size, size + 1, dtype=torch.float64)
     for temperature in (0, 1):
-        mmkw.set_temperature(kw, temperature)
+        mmkw.set_temperature(network, temperature)
         plain.bias.data.copy_(kw.bias)
         with torch.no_grad():
             y = kw(x)
@@ -354,9 +356,11 @@ def test_custom_imports_is_all_that_a_config_needs(text, expected, tmp_path):
 def test_plan_by_name_patterns():
     plan = dict(
         three=dict(layers=['layer3.*.conv2'], budget=2),
-        four=dict(layers=['layer4.*.conv1', 'layer4.1?.conv3'], reduction=1 / 8),
+        four=dict(layers=['layer4.*.conv1', 'layer4.1?.conv3'], attention=dict(reduction=1 / 8)),
     )
-    kw = build(REGNET, plan=plan, warehouse=dict(norm_layer='LayerNorm', reduction=1 / 4))
+    kw = build(
+        REGNET, plan=plan, warehouse=dict(attention=dict(norm_layer='LayerNorm', reduction=1 / 4))
+    )
     layers = kw_layers(kw)
     assert set(layers) == {
         *(f'layer3.{i}.conv2' for i in range(7)),

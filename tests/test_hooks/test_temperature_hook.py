@@ -174,7 +174,9 @@ def test_gradient_accumulation_equals_the_larger_batch(tmp_path):
     (tmp_path / 'large').mkdir()
     hook = dict(type='KWTemperatureHook', epochs=3)
     # Batch norm sees other batches, layer norm does not.
-    layers = [KWConv2d(4, 4, 3, padding=1, norm_layer='LayerNorm') for _ in range(2)]
+    layers = [
+        KWConv2d(4, 4, 3, padding=1, attention=dict(norm_layer='LayerNorm')) for _ in range(2)
+    ]
     layers[1].load_state_dict(layers[0].state_dict())
     small, recorder = train(
         tmp_path / 'accumulated', [hook], layer=layers[0], optim_wrapper=dict(accumulative_counts=2)
@@ -244,7 +246,7 @@ def test_bad_arguments_are_named(arguments, message):
 def test_a_model_without_kw_layers_is_refused(tmp_path):
     for hook in (dict(type='KWTemperatureHook', epochs=1), dict(type='KWDisableAttentionInitHook')):
         runner = make_runner(tmp_path, [hook], layer=nn.Conv2d(4, 4, 3))
-        with pytest.raises(ValueError, match='Network has no KernelWarehouse layers'):
+        with pytest.raises(ValueError, match='Network has no layers with a temperature'):
             runner.train()
 
 

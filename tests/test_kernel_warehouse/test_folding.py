@@ -1,21 +1,24 @@
 """Attentions folded into the cells: the same outputs, and clear ends."""
 
 import copy
+import pickle
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
+from torch.nn.utils import prune
 
 from mmkw.backbones import KWResNet
 from mmkw.kernel_warehouse import (
     KWConv1d,
     KWConv2d,
     KWLinear,
-    assembly,
     fold_attentions,
-    set_temperature,
     unfold_attentions,
 )
+from mmkw.sample_conv import forced_route, set_temperature
 
 LAYERS = {
     'dense': lambda: KWConv2d(16, 32, 3, stride=2, padding=1, cell_ratio=0.5),
@@ -50,7 +53,7 @@ def test_equals_mixing_the_cells(kind, dtype, tolerance):
     expected = layer(x)
     layer.fold_attention()
     scale = expected.abs().max().item()
-    for route in (nullcontext(), assembly.forced_route('reference')):
+    for route in (nullcontext(), forced_route('reference')):
         with route:
             actual = layer(x)
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale)
@@ -128,17 +131,94 @@ def test_training_ends_it():
     assert torch.equal(layer(x), expected)
 
 
-def test_changed_weights_raise():
+def unfolded(layer, x):
+    """The output of a copy that is not folded."""
+    layer = copy.deepcopy(layer)
+    layer.unfold_attention()
+    return layer(x)
+
+
+CHANGES = {
+    'in place': lambda layer, other: layer.warehouse.cells.data.copy_(other.warehouse.cells),
+    'counted': lambda layer, other: layer.warehouse.cells.copy_(other.warehouse.cells),
+    'a bias': lambda layer, other: layer.attention.fc2.bias.data.copy_(other.attention.fc2.bias),
+    'load': lambda layer, other: layer.load_state_dict(other.state_dict()),
+    'assign': lambda layer, other: layer.load_state_dict(other.state_dict(), assign=True),
+    'replaced': lambda layer, other: setattr(layer.warehouse, 'cells', other.warehouse.cells),
+    'set data': lambda layer, other: setattr(
+        layer.warehouse.cells, 'data', other.warehouse.cells.data
+    ),
+    'swap': lambda layer, other: swap(layer, other),
+    'prune': lambda layer, other: prune.l1_unstructured(layer.warehouse, 'cells', 0.5),
+}
+
+
+def swap(layer, other):
+    """As MMEngine's EMAHook puts averages in the place of weights."""
+    for a, b in zip(layer.parameters(), other.parameters()):
+        kept = a.data.clone()
+        a.data.copy_(b.data)
+        b.data.copy_(kept)
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize(
+    'copied', [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+    ids=['itself', 'deepcopy', 'pickle'],
+)  # fmt: skip
+@torch.no_grad()
+def test_folds_anew_when_weights_change(change, copied):
+    layer, x = make('dense')
+    other = copy.deepcopy(layer)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    layer.fold_attention()
+    before = layer(x)
+    layer = copied(layer)
+    assert layer.is_folded
+    torch.testing.assert_close(layer(x), before)
+    CHANGES[change](layer, other)
+    y = layer(x)
+    assert not torch.allclose(y, before)
+    torch.testing.assert_close(y, unfolded(layer, x))
+
+
+@torch.no_grad()
+def test_functional_call_on_a_folded_layer():
+    layer, x = make('dense')
+    expected = layer(x)
+    layer.fold_attention()
+    doubled = {'warehouse.cells': 2 * layer.warehouse.cells}
+    y = torch.func.functional_call(layer, doubled, (x,))
+    bias = layer.bias.view(-1, 1, 1)
+    torch.testing.assert_close(y, 2 * (expected - bias) + bias)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_averaged_weights_of_an_ema_hook():
+    """The hook swaps weights by writes that PyTorch does not count."""
+    layer, x = make('dense', torch.float32)
+    model = torch.nn.Sequential(layer)
+    hook = EMAHook()
+    runner = SimpleNamespace(model=model)
+    hook.before_run(runner)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+        layer.fold_attention()
+        trained = layer(x)
+        hook._swap_ema_parameters()
+        torch.testing.assert_close(layer(x), unfolded(layer, x))
+        assert not torch.allclose(layer(x), trained)
+        hook._swap_ema_parameters()
+        torch.testing.assert_close(layer(x), trained)
+
+
+def test_temperature_of_a_folded_layer():
     layer, x = make('dense')
     layer.fold_attention()
-    with torch.no_grad():
-        layer.warehouse.cells.mul_(2)
-    with pytest.raises(RuntimeError, match='KWConv2d changed after .* fold_attentions'):
-        layer(x)
-    layer.fold_attention()
-    layer(x)
     set_temperature(layer, 0.5)
-    with pytest.raises(RuntimeError, match='temperature of KWConv2d changed'):
+    with pytest.raises(ValueError, match='at temperature 0 only, but KWConv2d is at 0.5'):
         layer(x)
     unfold_attentions(layer)
     layer(x)

@@ -14,17 +14,15 @@ from mmkw.kernel_warehouse import (
     KWLinear,
     WarehouseConfig,
     apply_plan,
-    assembly,
-    lean,
-    set_temperature,
 )
+from mmkw.sample_conv import ROUTES, blockwise, forced_route, set_temperature
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Let the lean route assemble one sample and one row of the cells at a time."""
-    monkeypatch.setitem(lean._BLOCK_BYTES, 'cpu', 1)
-    monkeypatch.setattr(lean, '_MIN_ROWS', 1)
+    """Let the blockwise route assemble one sample and one row of the cells at a time."""
+    monkeypatch.setitem(blockwise.BLOCK_BYTES, 'cpu', 1)
+    monkeypatch.setattr(blockwise, 'MIN_ROWS', 1)
 
 
 CONV = {1: (nn.Conv1d, F.conv1d), 2: (nn.Conv2d, F.conv2d), 3: (nn.Conv3d, F.conv3d)}
@@ -108,8 +106,8 @@ def output_and_gradients(function, layer, x):
 def assert_same_with_gradients(layer, x, by_hand):
     """Compare the layer with ``by_hand(x)``, by every route that computes it."""
     expected, expected_gradients = output_and_gradients(by_hand, layer, x)
-    for route in assembly.ROUTES:
-        with assembly.forced_route(route):
+    for route in ROUTES:
+        with forced_route(route):
             y, gradients = output_and_gradients(layer, layer, x)
         assert y.shape == expected.shape
         torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-10, msg=route)
@@ -217,7 +215,7 @@ def test_cells_that_cover_the_kernel_size():
 
 def test_layer_norm_trains_on_a_single_sample():
     shape = dict(in_channels=8, out_channels=8, kernel_size=3, padding=1)
-    check_conv(2, 1, (4, 5), True, norm_layer='LayerNorm', **shape)
+    check_conv(2, 1, (4, 5), True, attention=dict(norm_layer='LayerNorm'), **shape)
 
 
 @pytest.mark.parametrize('budget', BUDGETS)
@@ -242,7 +240,9 @@ def test_shared_warehouse(basis_ratio):
     """Two layers of different shape in one warehouse: first cells, order of cells, basis."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1))
-    config = WarehouseConfig(['2', '0'], budget=1 / 2, cell_ratio=1 / 2, basis_ratio=basis_ratio)
+    config = WarehouseConfig(
+        ['2', '0'], budget=1 / 2, cell_ratio=1 / 2, attention=dict(basis_ratio=basis_ratio)
+    )
     network = apply_plan(plain, {'all': config}).double()
     first, second = network[0], network[2]
     # Cells of 4 x 4: 4 x 2 blocks at 9 positions, then 2 x 4 blocks.
@@ -334,8 +334,16 @@ def test_layers_take_the_plain_layers_arguments():
     [
         (lambda: KWConv2d(6, 8, 3, groups=4), ValueError, 'divisible by groups'),
         (lambda: KWConv2d(8, 8, 1, budget=0.3), ValueError, 'budget 3/10 leaves no whole'),
-        (lambda: KWConv2d(8, 8, 1, reduction=-1), ValueError, 'reduction must be a positive'),
-        (lambda: KWConv2d(8, 8, 1, norm_layer='Norm'), ValueError, "norm_layer must be .* 'Norm'"),
+        (
+            lambda: KWConv2d(8, 8, 1, attention=dict(reduction=-1)),
+            ValueError,
+            'reduction must be a positive',
+        ),
+        (
+            lambda: KWConv2d(8, 8, 1, attention=dict(norm_layer='Norm')),
+            ValueError,
+            "norm_layer must be .* 'Norm'",
+        ),
         (
             lambda: KWConv2d(8, 8, 1, budget=None)(torch.zeros(2, 8, 3, 3)),
             RuntimeError,

@@ -13,10 +13,9 @@ from mmkw.kernel_warehouse import (
     KWLinear,
     WarehouseConfig,
     apply_plan,
-    get_temperature,
     partition_network,
-    set_temperature,
 )
+from mmkw.sample_conv import get_temperature, set_temperature
 
 
 def make_network():
@@ -210,10 +209,16 @@ def test_amp_keeps_the_sum_of_attentions_in_float32():
         ({'a': WarehouseConfig(['x*'])}, r"'x\*' matches no .* of Sequential; it has 0, 1.0, 2, 4"),
         ({'a': WarehouseConfig(['?', '2'])}, r"'2' is matched by '\?' and again by '2'"),
         ({'a': WarehouseConfig(['2']), 'b': WarehouseConfig(['2'])}, "'2' is in warehouse 'a' and"),
-        ({'a': WarehouseConfig(['1.1'])}, "layer '1.1' is a BatchNorm2d; a plan takes plain"),
+        (
+            {'a': WarehouseConfig(['1.1'])},
+            "layer '1.1' is a BatchNorm2d; dynamic layers",
+        ),
         ({'a': WarehouseConfig(['2', '4'])}, r"warehouse 'a': kernels of \[1, 2\] spatial"),
         ({'a': WarehouseConfig(['2'], budget=1 / 3)}, "warehouse 'a': budget 1/3 leaves no whole"),
-        ({'a': WarehouseConfig(['2'], basis_ratio=1 / 16)}, 'basis_ratio=0.0625 needs cells of'),
+        (
+            {'a': WarehouseConfig(['2'], attention=dict(basis_ratio=1 / 16))},
+            'basis_ratio=0.0625 needs cells of',
+        ),
     ],
 )
 def test_bad_plans_are_named(plan, message):
@@ -233,9 +238,9 @@ def test_temperatures_out_of_range_are_refused(value):
 
 
 def test_temperature_needs_kw_layers():
-    with pytest.raises(ValueError, match='Sequential has no KernelWarehouse layers'):
+    with pytest.raises(ValueError, match='Sequential has no layers with a temperature'):
         mmkw.set_temperature(make_network(), 0)
-    with pytest.raises(ValueError, match='Sequential has no KernelWarehouse layers'):
+    with pytest.raises(ValueError, match='Sequential has no layers with a temperature'):
         mmkw.get_temperature(make_network())
 
 

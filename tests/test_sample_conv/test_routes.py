@@ -1,12 +1,16 @@
-"""The routes that compute a KW layer: what PyTorch's users do with them, and what they keep."""
+"""The routes that compute dynamic layers: what PyTorch's users do with them, what they keep."""
 
 import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from mmkw.analysis import kept_memory
-from mmkw.kernel_warehouse import KWConv2d, KWLinear, assembly, lean, set_temperature
+from mmkw.kernel_warehouse import KWConv2d, KWLinear
+from mmkw.sample_conv import blockwise, forced_route, set_temperature
+from mmkw.sample_conv.bank_responses import pixel_links
+from mmkw.sample_conv.routes import choose_route
 
 LAYERS = {
     'dense': lambda: KWConv2d(16, 32, 3, stride=2, padding=1, cell_ratio=0.5),
@@ -26,7 +30,7 @@ def make(kind, **kwargs):
 
 def run(layer, x, route):
     """Output and all gradients of one forward and backward pass."""
-    with assembly.forced_route(route):
+    with forced_route(route):
         x.grad = None
         layer.zero_grad()
         y = layer(x)
@@ -45,15 +49,15 @@ def assert_close(actual, expected, **tolerances):
 @pytest.mark.parametrize('kind', LAYERS)
 def test_float32_equals_the_reference(kind):
     layer, x = make(kind)
-    assert_close(run(layer, x, 'lean'), run(layer, x, 'reference'), rtol=1e-5, atol=1e-5)
+    assert_close(run(layer, x, 'blockwise'), run(layer, x, 'reference'), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('kind', LAYERS)
 def test_without_onednn(kind, monkeypatch):
     layer, x = make(kind)
-    expected = run(layer, x, 'lean')
-    monkeypatch.setattr(lean, '_HAS_ONEDNN', False)
-    assert_close(run(layer, x, 'lean'), expected, rtol=1e-5, atol=1e-5)
+    expected = run(layer, x, 'blockwise')
+    monkeypatch.setattr(blockwise, 'HAS_ONEDNN', False)
+    assert_close(run(layer, x, 'blockwise'), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures('blocks')
@@ -66,9 +70,9 @@ def test_gradcheck(kind):
     def function(x, *values):
         return torch.func.functional_call(layer, dict(zip(parameters, values)), (x,))
 
-    inputs = (x[..., :3, :] if kind == 'linear' else x[..., :4, :3]).detach().requires_grad_()
-    with assembly.forced_route('lean'):
-        assert torch.autograd.gradcheck(function, (inputs, *parameters.values()), fast_mode=True)
+    inputs = (small_inputs(kind, x), *parameters.values())
+    with forced_route('blockwise'):
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.usefixtures('blocks')
@@ -78,11 +82,11 @@ def test_autocast(kind, dtype):
     """Low precision in the forward and backward pass, gradients of the parameters in float32."""
     layer, x = make(kind)
     with torch.autocast('cpu', dtype=dtype):
-        lean, reference = run(layer, x, 'lean'), run(layer, x, 'reference')
-    assert lean[0].dtype == dtype
-    assert {gradient.dtype for gradient in lean[1:]} == {torch.float32}
+        ours, reference = run(layer, x, 'blockwise'), run(layer, x, 'reference')
+    assert ours[0].dtype == dtype
+    assert {gradient.dtype for gradient in ours[1:]} == {torch.float32}
     exact = run(layer, x, 'reference')
-    for value, other, true in zip(lean, reference, exact):
+    for value, other, true in zip(ours, reference, exact):
         error, usual = (value - true).norm() / true.norm(), (other - true).norm() / true.norm()
         assert error < max(1.5 * usual, 4 * torch.finfo(dtype).eps)
 
@@ -93,7 +97,7 @@ def test_channels_last(kind):
     layer, x = make(kind)
     expected = run(layer, x, 'reference')
     x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
-    actual = run(layer, x, 'lean')
+    actual = run(layer, x, 'blockwise')
     assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     if kind != 'depthwise':
         assert actual[0].is_contiguous(memory_format=torch.channels_last)
@@ -106,12 +110,12 @@ def kept_bytes(layer, x):
 
 @pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('kind', LAYERS)
-def test_lean_route_keeps_no_kernels(kind):
+def test_blockwise_route_keeps_no_kernels(kind):
     layer, x = make(kind)
     kernels = 4 * len(x) * math.prod(layer.kernel_shape)
-    with assembly.forced_route('reference'):
+    with forced_route('reference'):
         reference = kept_bytes(layer, x)
-    with assembly.forced_route('lean'):
+    with forced_route('blockwise'):
         assert kept_bytes(layer, x) <= reference - kernels
 
 
@@ -135,29 +139,88 @@ def test_function_transforms(kind):
 
     per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x.detach())
     for i, sample in enumerate(x.detach()):
-        expected = run(layer, sample[None].clone().requires_grad_(), 'lean')[2:]
+        expected = run(layer, sample[None].clone().requires_grad_(), 'blockwise')[2:]
         for gradient, one in zip(per_sample.values(), expected):
             torch.testing.assert_close(gradient[i], one, rtol=1e-4, atol=1e-4)
 
 
-def test_second_derivatives_need_the_reference():
-    layer, x = make('dense', dtype=torch.float64)
+def small_inputs(kind, x):
+    return (x[..., :3, :] if kind == 'linear' else x[..., :4, :3]).detach().requires_grad_()
+
+
+@pytest.mark.usefixtures('blocks')
+@pytest.mark.parametrize('kind', LAYERS)
+def test_gradgradcheck(kind):
+    """Second derivatives, those with respect to all parameters included."""
+    layer, x = make(kind, dtype=torch.float64)
     layer.eval()
-    with assembly.forced_route('lean'):
-        (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match='once_differentiable'):
-            gradient.sum().backward()
-    with assembly.forced_route('reference'):
-        inputs = x[..., :3, :3].detach().requires_grad_()
-        assert torch.autograd.gradgradcheck(layer, (inputs,), fast_mode=True)
+    parameters = dict(layer.named_parameters())
+
+    def function(x, *values):
+        return torch.func.functional_call(layer, dict(zip(parameters, values)), (x,))
+
+    inputs = (small_inputs(kind, x), *parameters.values())
+    with forced_route('blockwise'):
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+def test_products_with_derivatives(kind):
+    """Users' ways to second and forward derivatives, on whatever route is chosen by default."""
+    layer, x = make(kind, dtype=torch.float64)
+    layer.eval()
+    x = small_inputs(kind, x)
+    v = torch.randn_like(x)
+
+    def loss(x):
+        return layer(x).square().sum()
+
+    def derivatives():
+        functional = torch.autograd.functional
+        return [
+            functional.hvp(loss, x, v)[1],
+            functional.vhp(loss, x, v)[1],
+            functional.jvp(layer, x, v)[1],
+            torch.func.jvp(layer, (x.detach(),), (v,))[1],
+            torch.func.jvp(torch.func.grad(loss), (x.detach(),), (v,))[1],
+            torch.func.hessian(loss)(x.detach()).flatten(x.dim()).matmul(v.flatten()),
+            forward_mode(layer, x.detach(), v),
+        ]
+
+    with forced_route('reference'):
+        expected = derivatives()
+    for actual, true in zip(derivatives(), expected):
+        torch.testing.assert_close(actual, true)
+
+
+def forward_mode(function, x, v):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, v))).tangent
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+def test_gradient_penalty(kind):
+    """A loss on the norm of the input's gradient trains the parameters as with the reference."""
+    layer, x = make(kind, dtype=torch.float64)
+
+    def gradients(route):
+        layer.zero_grad()
+        with forced_route(route):
+            (of_x,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        of_x.square().sum().backward()
+        return {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
+
+    actual, expected = gradients('blockwise'), gradients('reference')
+    assert set(actual) >= {'warehouse.cells', 'attention.fc1.weight', 'attention.fc2.weight'}
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.usefixtures('blocks')
 def test_frozen_inputs_and_parameters():
     layer, x = make('dense')
-    _, x_gradient, *gradients = run(layer, x, 'lean')
+    _, x_gradient, *gradients = run(layer, x, 'blockwise')
     layer.zero_grad()
-    with assembly.forced_route('lean'):
+    with forced_route('blockwise'):
         layer(x.detach()).square().sum().backward()
         assert_close([p.grad for p in layer.parameters()], gradients)
         layer.requires_grad_(False)
@@ -169,8 +232,8 @@ def test_frozen_inputs_and_parameters():
 def test_training_after_inference_mode():
     """What a route keeps between calls is no inference tensor."""
     layer, x = make('dense')
-    assembly._links.cache_clear()
-    with assembly.forced_route('responses'):
+    pixel_links.cache_clear()
+    with forced_route('bank_responses'):
         with torch.inference_mode():
             expected = layer(x)
         y = layer(x)
@@ -180,12 +243,12 @@ def test_training_after_inference_mode():
 
 def test_route_is_restored_and_named():
     layer, x = make('dense')
-    with pytest.raises(RuntimeError, match='stop'), assembly.forced_route('reference'):
+    with pytest.raises(RuntimeError, match='stop'), forced_route('reference'):
         raise RuntimeError('stop')
     kernels = 4 * len(x) * math.prod(layer.kernel_shape)
     assert kept_bytes(layer, x) < kernels, 'not the reference any more'
     message = r"one of \('reference', .* got 'fast'"
-    with pytest.raises(ValueError, match=message), assembly.forced_route('fast'):
+    with pytest.raises(ValueError, match=message), forced_route('fast'):
         pass
 
 
@@ -196,3 +259,22 @@ def test_tracing_records_plain_operations():
     traced = torch.jit.trace(layer, x)
     assert 'PythonOp' not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('size', 'groups', 'spatial', 'route'),
+    [
+        ((1, 1), 1, True, 'bank_responses'),
+        ((4, 4), 1, True, 'bank_responses'),  # 16 pixels, 9 positions, 1 output group
+        ((4, 5), 1, True, 'blockwise'),
+        ((1, 1), 2, True, 'blockwise'),  # groups
+        ((1, 1), 1, False, 'blockwise'),  # cells that cover the kernel
+    ],
+)
+def test_choice_of_the_route(size, groups, spatial, route):
+    layer = KWConv2d(4, 4, 3, padding=1, groups=groups, spatial_partition=spatial).eval()
+    x = torch.zeros(2, 4, *size)
+    assert choose_route(x, layer.mix(layer.pool(x)), groups) == route
+    with forced_route('bank_responses'):
+        forced = choose_route(x, layer.mix(layer.pool(x)), groups)
+    assert forced == ('bank_responses' if groups == 1 and spatial else 'reference')

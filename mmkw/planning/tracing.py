@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .partition import Shape
+from ..sample_conv.mixing import Shape
 
 Inputs = Union[Tensor, Sequence[Any]]
 

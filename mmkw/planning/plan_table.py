@@ -9,10 +9,11 @@ from fractions import Fraction
 
 from torch import nn
 
-from .attention import attention_parameters, count_parameters
-from .layers import _KWLayer
-from .partition import WarehousePartition
-from .plan import Plan, WarehouseConfig, partition_network
+from ..kernel_warehouse.attention import count_parameters
+from ..kernel_warehouse.layers import KWLayer
+from ..kernel_warehouse.partition import WarehousePartition
+from ..kernel_warehouse.plan import Plan, WarehouseConfig, partition_network
+from ..sample_conv.replacing import in_channels_of
 from .tracing import is_weighted
 
 
@@ -48,13 +49,7 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
         self.partitions = partition_network(network, plan)
         self.attention = {
             name: sum(
-                attention_parameters(
-                    in_channels_of(network.get_submodule(layer)),
-                    kernel,
-                    config.reduction,
-                    config.norm_layer,
-                    config.basis_ratio,
-                )
+                config.attention.parameters(in_channels_of(network.get_submodule(layer)), kernel)
                 for layer, kernel in self.partitions[name].kernels.items()
             )
             for name, config in plan.items()
@@ -77,7 +72,7 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
         users = {name: {} for name in network.warehouses}
         names = {warehouse: name for name, warehouse in network.warehouses.items()}
         for name, module in network.named_modules():
-            if isinstance(module, _KWLayer) and module.warehouse in names:
+            if isinstance(module, KWLayer) and module.warehouse in names:
                 users[names[module.warehouse]][name] = module
         plan = cls.__new__(cls)
         plan._network = type(network).__name__
@@ -175,11 +170,6 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
             f'{attention / self.plain_parameters:.1%} of the plain network)'
         )
         return '\n'.join(lines)
-
-
-def in_channels_of(layer: nn.Module) -> int:
-    """Channels of a layer's input, over all groups."""
-    return layer.in_channels if hasattr(layer, 'in_channels') else layer.in_features
 
 
 def _plain_layers(

@@ -12,16 +12,21 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 from mmkw.backbones import resnet_plan
 from mmkw.kernel_warehouse import (
+    AttentionConfig,
+    KernelAttention,
     KWConv2d,
     WarehouseConfig,
     apply_plan,
     partition_kernels,
     partition_network,
 )
-from mmkw.kernel_warehouse.attention import KernelAttention, attention_parameters
-from mmkw.kernel_warehouse.network_plan import NetworkPlan
-from mmkw.kernel_warehouse.planning import complete_plan, plan_network, warehouse_network
-from mmkw.kernel_warehouse.tracing import trace_layers
+from mmkw.planning import (
+    NetworkPlan,
+    complete_plan,
+    plan_network,
+    trace_layers,
+    warehouse_network,
+)
 
 
 def conv(in_channels, out_channels, kernel_size=3, stride=1, groups=1):
@@ -327,8 +332,9 @@ def test_budget_that_leaves_no_whole_cells_is_rounded_up():
 def test_attention_parameters(options, channels):
     shapes = {'a': (64, 64, 3, 3), 'b': (32, 64, 1, 1)}
     for partition in partition_kernels(shapes, budget=2).kernels.values():
-        attention = KernelAttention(channels, partition, **options)
-        assert attention_parameters(channels, partition, **options) == parameters(attention)
+        config = AttentionConfig(**options)
+        attention = KernelAttention(channels, partition, config)
+        assert config.parameters(channels, partition) == parameters(attention)
 
 
 def odd_chain(*widths):
@@ -451,9 +457,9 @@ def test_complete_plan():
         network,
         IMAGES,
         {'a': dict(layers=['[12]'], budget='1/2'), 'b': WarehouseConfig(['3'], cell_ratio=1 / 4)},
-        reduction=1 / 8,
+        attention=dict(reduction=1 / 8),
     )
-    assert plan['a'] == WarehouseConfig(['[12]'], budget='1/2', reduction=1 / 8)
+    assert plan['a'] == WarehouseConfig(['[12]'], budget='1/2', attention=dict(reduction=1 / 8))
     assert plan.partitions['a'].cell_shape == (16, 16, 1, 1), 'half of 32 both ways below budget 1'
     assert plan['b'] == WarehouseConfig(['3'], cell_ratio=1 / 4)
     assert plan.plain == {'0': 'not in the plan'}

@@ -1,0 +1,243 @@
+"""The public base of layers that convolve each sample with its own kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .mixing import Mixture, Shape, assemble_kernels
+from .routes import dynamic_conv
+
+IntOrTuple = Union[int, tuple[int, ...]]
+PadInput = Callable[['DynamicConvNd', Tensor], Tensor]
+
+
+class DynamicLayer(nn.Module):
+    """A convolution or linear layer with another kernel for every sample.
+
+    A method derives from :class:`DynamicConvNd` or :class:`DynamicLinear` and implements
+    :meth:`mix`; what is computed outside of the kernels, such as scales of the input's channels,
+    goes into :meth:`convolve`.
+
+    Args:
+        in_channels: channels of the input, over all groups.
+        kernel_shape: ``(out_channels, in_channels / groups, *kernel_size)``.
+        bias: whether to add a static bias, initially 0.
+        device, dtype: of the bias.
+
+    Attributes:
+        attention: the module that computes the coefficients from the pooled input; ``None`` if
+            there is none (yet).
+        layer_name: the layer's name in its network, for error messages; ``None`` if unknown.
+    """
+
+    attention: nn.Module | None
+    groups = 1
+
+    def __init__(
+        self, in_channels: int, kernel_shape: Shape, bias: bool, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        self.attention_channels = in_channels
+        self.kernel_shape = kernel_shape
+        self.bias = None
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(kernel_shape[0], device=device, dtype=dtype))
+        self.attention = None
+        self.layer_name: str | None = None
+
+    @classmethod
+    def replacing(cls, layer: nn.Module, **options) -> DynamicLayer:
+        """A layer of the size and geometry of a plain one.
+
+        Args:
+            layer: the plain convolution or linear layer.
+            options: further arguments of the class.
+        """
+        raise NotImplementedError
+
+    @property
+    def awaits_plan(self) -> bool:
+        """Whether the layer cannot compute before a plan completes it."""
+        return False
+
+    def mix(self, pooled: Tensor) -> Mixture:
+        """What the kernels are mixed from.
+
+        Args:
+            pooled: the input averaged over its positions, shape ``(N, in_channels)``.
+        """
+        raise NotImplementedError
+
+    def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
+        """Convolve with the kernels for the pooled input, and add the bias.
+
+        Args:
+            x: shape ``(N, in_channels, *size)``, already padded where the layer pads by itself.
+            pooled: the input averaged over its positions, shape ``(N, in_channels)``.
+            geometry: stride, padding, dilation and groups.
+        """
+        return dynamic_conv(x, self.mix(pooled), self.bias, **geometry)
+
+    def sample_kernels(self, pooled: Tensor) -> Tensor:
+        """The kernels for the pooled input, ``(N, *kernel_shape)``."""
+        return assemble_kernels(*self.mix(pooled))
+
+    @property
+    def mixing_operations(self) -> int:
+        """Multiply-adds that mixing one sample's kernel takes."""
+        raise NotImplementedError
+
+    def title(self) -> str:
+        """The layer in error messages."""
+        return type(self).__name__ if self.layer_name is None else f'layer {self.layer_name!r}'
+
+    def method_repr(self) -> str:
+        """What the method adds to the plain layer's representation."""
+        return ''
+
+    def join_repr(self, plain: str) -> str:
+        method = self.method_repr()
+        return f'{plain}, {method}' if method else plain
+
+
+class DynamicConvNd(DynamicLayer):
+    """Convolution of each sample with its own kernel.
+
+    Stride, padding (also ``'same'``), dilation, groups, bias and padding mode are those of the
+    plain convolution, and so are the shapes. A batch dimension is required. The bias is static.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype: as in the plain convolution.
+
+    Attributes:
+        plain_type: class attribute, the plain convolution of PyTorch.
+        pad_input: pads the input in a way of its own before the convolution; see
+            :class:`~mmkw.sample_conv.replacing.PlainLayer`. Defaults to ``None``.
+    """
+
+    plain_type: type[nn.modules.conv._ConvNd]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrTuple,
+        stride: IntOrTuple = 1,
+        padding: IntOrTuple | str = 0,
+        dilation: IntOrTuple = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        device=None,
+        dtype=None,
+    ) -> None:
+        # The plain layer checks the arguments and brings them into one form.
+        plain = self.plain_type(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device='meta',
+        )  # fmt: skip
+        super().__init__(in_channels, tuple(plain.weight.shape), bias, device, dtype)
+        for name in plain.__constants__:
+            setattr(self, name, getattr(plain, name))
+        self.transposed = False
+        self.pad_input: PadInput | None = None
+        # Padding other than zeros, or an uneven one, is applied before the convolution.
+        self._pads_first = padding_mode != 'zeros' or padding == 'same'
+        self._pad_widths = tuple(plain._reversed_padding_repeated_twice)
+        self._conv_padding = self.padding
+        if self._pads_first or padding == 'valid':
+            self._conv_padding = (0,) * len(self.kernel_size)
+
+    @classmethod
+    def replacing(cls, layer: nn.Module, **options) -> DynamicConvNd:
+        return cls(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+            layer.dilation, layer.groups, layer.bias is not None, layer.padding_mode, **options,
+        )  # fmt: skip
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """The kernels for ``x``, ``(N, out_channels, in_channels / groups, *kernel_size)``."""
+        self.check_input(x)
+        return self.sample_kernels(self.pool(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
+        self.check_input(x)
+        return self.convolve(
+            self.pad(x), self.pool(x), stride=self.stride, padding=self._conv_padding,
+            dilation=self.dilation, groups=self.groups,
+        )  # fmt: skip
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Average over the positions, ``(N, in_channels)``."""
+        return x.flatten(2).mean(-1)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Apply the padding that the convolution itself does not."""
+        if self.pad_input is not None:
+            return self.pad_input(self, x)
+        if not self._pads_first:
+            return x
+        mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
+        return F.pad(x, self._pad_widths, mode=mode)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError if the shape of ``x`` is not what the layer takes."""
+        if x.dim() != 2 + len(self.kernel_size) or x.shape[1] != self.in_channels:
+            sizes = ', '.join(['N', str(self.in_channels), *'DHW'[-len(self.kernel_size) :]])
+            raise ValueError(
+                f'{type(self).__name__} expects input of shape ({sizes}), but got {tuple(x.shape)}'
+            )
+
+    def extra_repr(self) -> str:
+        return self.join_repr(self.plain_type.extra_repr(self))
+
+
+class DynamicLinear(DynamicLayer):
+    """Linear layer that multiplies each sample's tokens by its own weight.
+
+    The 1-d case of the convolutions over the flattened token axes; the attention sees the mean
+    over a sample's tokens.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(in_features, (out_features, in_features, 1), bias, device, dtype)
+        self.in_features = in_features
+        self.out_features = out_features
+
+    @classmethod
+    def replacing(cls, layer: nn.Module, **options) -> DynamicLinear:
+        return cls(layer.in_features, layer.out_features, layer.bias is not None, **options)
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """The weights for ``x``, shape ``(N, out_features, in_features)``."""
+        return self.sample_kernels(self._tokens(x).mean(1)).squeeze(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, *, in_features)`` to ``(N, *, out_features)``."""
+        tokens = self._tokens(x)
+        y = self.convolve(tokens.transpose(1, 2), tokens.mean(1)).transpose(1, 2)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f'{type(self).__name__} expects input of shape (N, ..., {self.in_features}), but '
+                f'got {tuple(x.shape)}'
+            )
+        # Not with -1, which an empty batch leaves undefined.
+        return x.reshape(len(x), math.prod(x.shape[1:-1]), self.in_features)
+
+    def extra_repr(self) -> str:
+        return self.join_repr(nn.Linear.extra_repr(self))

@@ -1,0 +1,119 @@
+"""Kernels mixed from a bank of tensors: where the mixtures stand in a kernel, and mixing them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KernelLayout:
+    """Where linear mixtures stand in a kernel.
+
+    Mixture ``i`` enumerates (spatial position, output group, input group), the last one fastest
+    and spatial positions row by row. It fills ``W[output group, input group, position]``.
+
+    Attributes:
+        kernel_shape: ``(out_channels, in_channels / groups, *kernel_size)``.
+        grid: the number of spatial positions, output groups and input groups.
+    """
+
+    kernel_shape: Shape
+    grid: tuple[int, int, int]
+
+    @classmethod
+    def whole(cls, kernel_shape: Shape) -> KernelLayout:
+        """One mixture that is the whole kernel."""
+        return cls(tuple(kernel_shape), (1, 1, 1))
+
+    @property
+    def num_mixtures(self) -> int:
+        """``m``, the number of linear mixtures of the kernel."""
+        return math.prod(self.grid)
+
+    def place(self, mixtures: Tensor, cell_shape: Sequence[int]) -> Tensor:
+        """Put mixtures at their places.
+
+        Args:
+            mixtures: shape ``(N, m, ...)`` with the elements of one cell in the last dimensions.
+            cell_shape: ``(c_out, c_in, *spatial)``. Cells may have fewer output channels than
+                the layout's; the result is then those rows of the kernel, in each output group.
+
+        Returns:
+            Shape ``(N, out_groups * c_out, in_channels / groups, *kernel_size)``.
+        """
+        shape, order = self._axes(cell_shape)
+        kernels = mixtures.reshape(shape).permute(order)
+        out_channels, in_channels = shape[2] * shape[4], shape[3] * shape[5]
+        return kernels.reshape(len(mixtures), out_channels, in_channels, *self.kernel_shape[2:])
+
+    def collect(self, kernels: Tensor, cell_shape: Sequence[int]) -> Tensor:
+        """The inverse of :meth:`place`, of shape ``(N, m, elements of a cell)``."""
+        shape, order = self._axes(cell_shape)
+        blocks = kernels.reshape([len(kernels), *(shape[i] for i in order[1:])])
+        blocks = blocks.permute([order.index(i) for i in range(len(order))])
+        return blocks.reshape(len(kernels), self.num_mixtures, -1)
+
+    def _axes(self, cell_shape: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The axes of mixtures, and their order in kernels.
+
+        A kernel's size is made up of positions or of the cells' own spatial size, never of both.
+        """
+        c_out, c_in, *spatial = cell_shape
+        return [-1, *self.grid, c_out, c_in, math.prod(spatial)], [0, 2, 4, 3, 5, 1, 6]
+
+
+class Mixture(NamedTuple):
+    """What every sample's kernel is mixed from.
+
+    Attributes:
+        coefficients: the weights ``alpha`` of each mixture, shape ``(N, m, n)``.
+        bank: the ``n`` tensors that all samples mix, shape ``(n, c_out, c_in, *spatial)``: kernel
+            cells of a warehouse or, with :meth:`KernelLayout.whole`, whole kernels.
+        layout: where the mixtures stand in the kernel.
+        position_scale: factors for the kernel's spatial positions, shape ``(N, positions)``.
+            Defaults to ``None``, all 1.
+    """
+
+    coefficients: Tensor
+    bank: Tensor
+    layout: KernelLayout
+    position_scale: Tensor | None = None
+
+
+def assemble_kernels(
+    coefficients: Tensor,
+    bank: Tensor,
+    layout: KernelLayout,
+    position_scale: Tensor | None = None,
+) -> Tensor:
+    r"""Mix every sample's kernel, as readably as possible.
+
+    .. math::
+        \mathbf{w}_i = \alpha_{i1} \mathbf{e}_1 + \dots + \alpha_{in} \mathbf{e}_n
+
+    for each mixture ``i``, put at its place in the kernel. With a position scale ``s``, the kernel
+    is then multiplied by ``s_p`` at each spatial position ``p``.
+
+    Args:
+        coefficients, bank, layout, position_scale: see :class:`Mixture`.
+
+    Returns:
+        Kernels of shape ``(N, out_channels, in_channels / groups, *kernel_size)``.
+    """
+    mixtures = coefficients.matmul(bank.flatten(1))
+    kernels = layout.place(mixtures, bank.shape[1:])
+    return scale_positions(kernels, position_scale)
+
+
+def scale_positions(kernels: Tensor, position_scale: Tensor | None) -> Tensor:
+    """Multiply kernels, ``(N, out, in, *size)``, by a factor for each spatial position."""
+    if position_scale is None:
+        return kernels
+    return kernels * position_scale.view(len(kernels), 1, 1, *kernels.shape[3:])

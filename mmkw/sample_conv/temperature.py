@@ -1,0 +1,125 @@
+"""The temperature of attentions: a buffer of each module that has one, with its method's range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TemperatureRange:
+    """The temperatures that a method knows.
+
+    Attributes:
+        low, high: the smallest and the largest valid one.
+        learned: the one at which attentions are what was learned, for inference and fine-tuning.
+        meaning: the range in words, for error messages.
+    """
+
+    low: float
+    high: float
+    learned: float
+    meaning: str
+
+    def check(self, name: str, value: float) -> float:
+        """Return ``value`` if it is a temperature of this method.
+
+        Raises:
+            ValueError: if it is not a number in the range. ``name`` says what it was meant for.
+        """
+        if not isinstance(value, Real) or isinstance(value, bool) or not self.contains(value):
+            raise ValueError(f'{name} must be {self.meaning}, but got {value!r}')
+        return value
+
+    def contains(self, value: float) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high
+
+
+class AnnealedModule(nn.Module):
+    """A module whose attentions follow a temperature.
+
+    The temperature is part of the state dict, so that a checkpoint from the middle of annealing
+    evaluates as it trained.
+
+    Attributes:
+        temperature: buffer without dimensions; the learned temperature when new.
+        temperature_range: class attribute, see :class:`TemperatureRange`.
+    """
+
+    temperature: Tensor
+    temperature_range: TemperatureRange
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('temperature', torch.tensor(float(self.temperature_range.learned)))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        key = prefix + 'temperature'
+        found = state_dict.get(key)
+        if isinstance(found, Tensor) and not found.is_meta and found.numel() == 1:
+            self.temperature_range.check(f'{key} of the checkpoint', found.item())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def annealed_modules(model: nn.Module) -> list[AnnealedModule]:
+    """All modules of a model that follow a temperature.
+
+    Raises:
+        ValueError: if there are none, or if they are of methods with different temperatures.
+    """
+    found = [module for module in model.modules() if isinstance(module, AnnealedModule)]
+    if not found:
+        raise ValueError(
+            f'{type(model).__name__} has no layers with a temperature; use dynamic layers, such '
+            f"as those of type='KWResNet', or remove what sets their temperature"
+        )
+    if len({module.temperature_range for module in found}) > 1:
+        kinds = sorted({type(module).__name__ for module in found})
+        raise ValueError(
+            f'{type(model).__name__} mixes methods whose temperatures mean different things '
+            f'({", ".join(kinds)}); use one of them in a model'
+        )
+    return found
+
+
+def temperature_range(model: nn.Module) -> TemperatureRange:
+    """The valid temperatures of a model.
+
+    Raises:
+        ValueError: see :func:`annealed_modules`.
+    """
+    return annealed_modules(model)[0].temperature_range
+
+
+def set_temperature(model: nn.Module, value: float) -> None:
+    """Set the temperature in all layers of ``model``.
+
+    Waits for no device, so it may be called in every iteration.
+
+    Raises:
+        ValueError: if ``value`` is outside the range of the model's method (KernelWarehouse: from
+            0 to 1), or see :func:`annealed_modules`.
+    """
+    modules = annealed_modules(model)
+    modules[0].temperature_range.check('temperature', value)
+    for module in modules:
+        module.temperature.fill_(value)
+
+
+def get_temperature(model: nn.Module) -> float:
+    """The temperature of ``model``. Reads it from the device, so it waits for queued work.
+
+    Raises:
+        ValueError: if layers differ in their temperature, or see :func:`annealed_modules`.
+    """
+    values = {module.temperature.item() for module in annealed_modules(model)}
+    if len(values) > 1:
+        raise ValueError(
+            f'the layers of {type(model).__name__} have different temperatures '
+            f'{sorted(values)}; call set_temperature(model, value) to set them all'
+        )
+    return values.pop()
