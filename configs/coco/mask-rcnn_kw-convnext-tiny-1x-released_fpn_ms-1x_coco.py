@@ -2,11 +2,12 @@ _base_ = './mask-rcnn_kw-convnext-tiny-1x_fpn_ms-1x_coco.py'
 
 # The released 1x model is not the paper's: stage 3 shares one pair of warehouses instead of three,
 # and the attentions are twice as wide.
-classifier = 'kw-convnext-tiny-1x-released_8xb512-300e_in1k'
 model = dict(
     backbone=dict(
         blocks_per_warehouse=None,
         reduction=1 / 16,
-        init_cfg=dict(checkpoint=f'work_dirs/{classifier}/epoch_300.pth'),
+        init_cfg=dict(
+            checkpoint=f'{_base_.work_dirs}/kw-convnext-tiny-1x-released_8xb512-300e_in1k/epoch_300.pth'
+        ),
     )
 )

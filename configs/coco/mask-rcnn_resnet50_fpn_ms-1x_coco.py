@@ -5,7 +5,7 @@ model = dict(
     backbone=dict(
         budget=None,
         drop_path_rate=0.0,
-        init_cfg=dict(checkpoint='work_dirs/resnet50_8xb512-300e_in1k/epoch_300.pth'),
+        init_cfg=dict(checkpoint=f'{_base_.work_dirs}/resnet50_8xb512-300e_in1k/epoch_300.pth'),
     )
 )
 custom_hooks = []

@@ -21,12 +21,16 @@ from mmkw.checkpoints import load_checkpoint
 @pytest.mark.parametrize('path', COCO, ids=named)
 def test_detector_starts_from_the_output_of_its_imagenet_config(path):
     start = load(path).model.backbone.init_cfg
-    folder, stem, checkpoint = Path(start.checkpoint).parts
+    trained = Path(start.checkpoint)
+    stem = trained.parent.name
     classifier = CONFIGS / 'imagenet' / f'{stem}.py'
 
     assert model_name(stem) == model_name(path.stem)
-    assert (start.type, start.prefix, folder) == ('Pretrained', 'backbone.', 'work_dirs')
-    assert checkpoint == f'epoch_{load(classifier).train_cfg.max_epochs}.pth'
+    assert (start.type, start.prefix) == ('Pretrained', 'backbone.')
+    # Whatever the current folder is.
+    assert trained.is_absolute()
+    assert trained.parents[1].resolve() == CONFIGS.parent / 'work_dirs'
+    assert trained.name == f'epoch_{load(classifier).train_cfg.max_epochs}.pth'
 
     def backbone(config):
         shapes = built(config).shapes
@@ -39,14 +43,13 @@ def test_detector_starts_from_the_output_of_its_imagenet_config(path):
     assert given == {name: shape for name, shape in needed.items() if name not in new}
 
 
-def test_detector_loads_the_output_of_its_imagenet_config(tmp_path, monkeypatch):
-    cfg = load(CONFIGS / 'coco/mask-rcnn_kw-mobilenet-v2-1x_fpn_ms-1x_coco.py')
+def test_detector_loads_the_output_of_its_imagenet_config(tmp_path):
+    cfg = copy.deepcopy(load(CONFIGS / 'coco/mask-rcnn_kw-mobilenet-v2-1x_fpn_ms-1x_coco.py'))
     stem = 'kw-mobilenet-v2-w100-1x_8xb32-150e_in1k'
     classifier = build(load(CONFIGS / f'imagenet/{stem}.py'))
-    monkeypatch.chdir(tmp_path)
-    checkpoint = Path(cfg.model.backbone.init_cfg.checkpoint)
-    checkpoint.parent.mkdir(parents=True)
+    checkpoint = tmp_path / 'epoch_150.pth'
     torch.save(dict(state_dict=classifier.state_dict()), checkpoint)
+    cfg.model.backbone.init_cfg.checkpoint = str(checkpoint)
 
     detector = build(cfg)
     detector.backbone.init_weights()

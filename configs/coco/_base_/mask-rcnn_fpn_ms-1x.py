@@ -1,12 +1,15 @@
 # The paper's A.1.2: Mask R-CNN on COCO 2017, batch 16 (8 GPUs x 2), 12 epochs, a tenth of the
 # learning rate after epochs 8 and 11, multi-scale. AdamW and its values are the released models'.
 #
-# Each config starts from the last checkpoint of its ImageNet config, where tools/train.py leaves
-# it. For another start, such as a released model converted by
-# tools/model_converters/kernelwarehouse_to_mmkw.py, change the path, there or with
+# Each config starts from the last checkpoint of its ImageNet config, in work_dirs beside configs,
+# where tools/train.py leaves it when it is started there. For another start, such as a released
+# model converted by tools/model_converters/kernelwarehouse_to_mmkw.py, change the path, there or
+# with
 #   --cfg-options model.backbone.init_cfg.checkpoint=PATH
+# A run with load_from needs none.
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['mmkw'], allow_failed_imports=False)
+work_dirs = '{{ fileDirname }}/../../../work_dirs'
 
 # Either resize, or resize, crop a window with sides of 384 to 600 pixels, and resize again.
 multi_scale = dict(
@@ -49,5 +52,9 @@ optim_wrapper = dict(
 )
 
 custom_hooks = [dict(type='KWDisableAttentionInitHook')]
-# A checkpoint takes up to 1.5 GB.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = dict(
+    # A checkpoint takes up to 1.5 GB.
+    checkpoint=dict(max_keep_ckpts=3),
+    # Says what to do if the checkpoint to start from is missing.
+    pretrained=dict(type='KWPretrainedHook'),
+)
