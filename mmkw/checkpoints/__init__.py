@@ -1,6 +1,9 @@
-"""Checkpoints: reading them safely, writing them whole, converting and publishing them."""
+"""Checkpoints: reading them safely, writing them whole, converting and publishing them.
 
-from . import checkpoint_loaders
+Importing this has MMEngine do the same with its checkpoints, see :func:`install`.
+"""
+
+from .installation import install, uninstall
 from .loading import CheckpointError, UnsafeCheckpointError, allow_classes, load_checkpoint
 from .publishing import publish_checkpoint
 from .released_conversion import convert_released
@@ -13,12 +16,15 @@ __all__ = [
     'UnsafeCheckpointError',
     'WarmStart',
     'allow_classes',
-    'checkpoint_loaders',
     'convert_plain',
     'convert_released',
+    'install',
     'latest_checkpoint',
     'load_checkpoint',
     'publish_checkpoint',
     'save_checkpoint',
+    'uninstall',
     'warm_start',
 ]
+
+install()

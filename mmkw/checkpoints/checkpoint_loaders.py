@@ -1,9 +1,7 @@
-"""MMEngine's loaders of checkpoints, each ending in the safe reader.
+"""A loader for each kind of address that MMEngine knows, all of them ending in the safe reader.
 
-Importing this module registers them in MMEngine's :class:`CheckpointLoader`, so that
-``load_from``, ``--resume`` and ``init_cfg=dict(type='Pretrained', ...)`` use them. MMEngine's own
-loaders of URLs trust the file; those of model names, such as ``torchvision://resnet50``, end in
-a URL.
+MMEngine's own loaders trust the file. Those of model names, such as ``torchvision://resnet50``,
+end in a URL. ``installation.py`` puts these in their place.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from mmengine.dist import barrier, get_rank
 from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import (
-    CheckpointLoader,
     _get_mmengine_home,
     get_deprecated_model_names,
     get_external_models,
@@ -33,13 +30,11 @@ from mmengine.runner.checkpoint import (
 from .loading import CheckpointError, UnsafeCheckpointError, load_checkpoint, read_checkpoint
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Read a local file with :func:`load_checkpoint`."""
     return load_checkpoint(filename, map_location)
 
 
-@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
 def load_from_http(filename: str, map_location: Any = None) -> Any:
     """Download a URL unless torch's hub folder has a file of its name, and read that.
 
@@ -87,13 +82,11 @@ def _load_url(url: str, map_location: Any) -> Any:
         raise CheckpointError(f'{error} ({fix})') from error
 
 
-@CheckpointLoader.register_scheme(prefixes=('modelzoo://', 'torchvision://'), force=True)
 def load_from_torchvision(filename: str, map_location: Any = None) -> Any:
     """Read what torchvision offers under a name."""
     return load_from_http(_find_model(filename, get_torchvision_models()), map_location)
 
 
-@CheckpointLoader.register_scheme(prefixes=('open-mmlab://', 'openmmlab://'), force=True)
 def load_from_openmmlab(filename: str, map_location: Any = None) -> Any:
     """Read what OpenMMLab, or a file ``open_mmlab.json`` in MMEngine's home, lists by name."""
     scheme, name = filename.split('://', 1)
@@ -106,7 +99,6 @@ def load_from_openmmlab(filename: str, map_location: Any = None) -> Any:
     return load_checkpoint(os.path.join(_get_mmengine_home(), target), map_location)
 
 
-@CheckpointLoader.register_scheme(prefixes='mmcls://', force=True)
 def load_from_mmcls(filename: str, map_location: Any = None) -> Any:
     """Read the backbone of a classifier that MMClassification lists by name."""
     checkpoint = load_from_http(_find_model(filename, get_mmcls_models()), map_location)
@@ -119,7 +111,6 @@ def load_from_mmcls(filename: str, map_location: Any = None) -> Any:
     return dict(state_dict=state_dict)
 
 
-@CheckpointLoader.register_scheme(prefixes=[r'(\S+\:)?s3://', r'(\S+\:)?petrel://'], force=True)
 def load_from_ceph(filename: str, map_location: Any = None) -> Any:
     """Read from an object store, through MMEngine's file backend for it."""
     backend = get_file_backend(filename, backend_args=dict(backend='petrel'))
@@ -127,7 +118,6 @@ def load_from_ceph(filename: str, map_location: Any = None) -> Any:
         return read_checkpoint(file, filename, map_location)
 
 
-@CheckpointLoader.register_scheme(prefixes='pavi://', force=True)
 def load_from_pavi(filename: str, map_location: Any = None) -> Any:
     """Read from Pavi's model cloud, which needs the ``pavi`` package."""
     from pavi import modelcloud
@@ -148,3 +138,19 @@ def _find_model(filename: str, urls: dict[str, str]) -> str:
             f'{", ".join(similar)}'
         )
     return urls[name]
+
+
+# By MMEngine's prefixes, which are regular expressions.
+LOADERS = {
+    '': load_from_local,
+    'http://': load_from_http,
+    'https://': load_from_http,
+    'modelzoo://': load_from_torchvision,
+    'torchvision://': load_from_torchvision,
+    'open-mmlab://': load_from_openmmlab,
+    'openmmlab://': load_from_openmmlab,
+    'mmcls://': load_from_mmcls,
+    r'(\S+\:)?s3://': load_from_ceph,
+    r'(\S+\:)?petrel://': load_from_ceph,
+    'pavi://': load_from_pavi,
+}

@@ -3,7 +3,7 @@
 A torch checkpoint is a pickle, and a pickle is a program: it may name any function that Python
 can import and have it called. The unpickler here resolves only the names in this file's tables
 (:data:`_CALLABLE`, :data:`_NAMED`) and those a user adds with :func:`allow_classes`; nothing else
-is imported or called. MMEngine reads all its checkpoints with it (see ``checkpoint_loaders.py``),
+is imported or called. MMEngine reads all its checkpoints with it (see ``installation.py``),
 which lets them load and resume on torch 2.6 and newer, too: torch's own restricted unpickler
 refuses the message hub in them.
 """

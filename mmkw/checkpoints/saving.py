@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import torch
-from mmengine.fileio import LocalBackend, register_backend
 
 from ..files import whole_file, write_whole
 from .safetensors_format import SUFFIX, checkpoint_to_bytes
@@ -33,17 +32,3 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
 def save_bytes(content: bytes, path: str | os.PathLike) -> None:
     """Like :func:`save_checkpoint`, for what is bytes already."""
     write_whole(content, path, sync=True)
-
-
-@register_backend('local', force=True, prefixes='')
-class WholeFileBackend(LocalBackend):
-    """MMEngine's backend for local files, which its ``CheckpointHook`` writes with, too.
-
-    It writes a file beside its destination, then moves it there in one step: whatever ends the
-    process in between, an earlier file of that name stays as it was.
-    """
-
-    def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
-        """Write bytes to a file, whose folder is created if it is missing."""
-        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-        save_bytes(obj, filepath)
