@@ -160,12 +160,6 @@ def _complete_mmpretrain_loaders(config):
             loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
 
 
-def type_name(config, default=None):
-    """The name in a config's ``type``, without scope; lazy configs hold the class itself."""
-    kind = config.get('type', default)
-    return getattr(kind, '__name__', str(kind)).split('.')[-1]
-
-
 def check_file(path, what):
     """Exit with one line unless the file is there; URLs and the like are left to MMEngine."""
     if _is_missing(path):

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Callable
 
 from cli_common import add_debug_option, clear_errors, fail
-from dataset_converters.digits import CLASSES, DigitsSettings, make_digits
+from dataset_converters.digits import DigitsSettings, make_digits
 from mmengine.config import Config
 
+from mmkw.analysis.predictions import draw_predictions
 from mmkw.analysis.training_curves import plot_logs
 
 TOOLS = Path(__file__).resolve().parent
@@ -40,11 +41,6 @@ SECONDS_BETWEEN_LINES = 15
 
 QUICK_DATA = DigitsSettings(renderings=1, train_scenes=16, val_scenes=4)
 QUICK_DIGITS = 48
-
-PALETTE = [
-    (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
-    (170, 80, 220), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212),
-]  # fmt: skip
 
 
 class DemoError(Exception):
@@ -236,54 +232,6 @@ def warm_start(out: Path, digits: dict, made_from: list, fresh: bool) -> dict[st
         fresh,
     )
     return {'plain ResNet18': plain_scores, 'KWResNet18 1x from the plain one': scores}
-
-
-def draw_predictions(config: Path, checkpoint: str, scenes: list[Path], out: Path) -> None:
-    """Draw the detector's boxes and masks into scenes, four in a row.
-
-    Shown are scores of at least 0.5, and of boxes with an IoU above 0.3 the best one.
-    """
-    import cv2
-    import numpy as np
-    from mmdet.apis import inference_detector, init_detector
-    from mmdet.visualization import DetLocalVisualizer
-    from torchvision.ops import nms
-
-    with contextlib.redirect_stdout(None):
-        model = init_detector(str(config), checkpoint, palette='random', device='cpu')
-    visualizer = DetLocalVisualizer()
-    drawings = []
-    for path in scenes:
-        scene = cv2.imread(str(path))
-        size = [3 * side for side in scene.shape[1::-1]]
-        # Repeating pixels lets the model's own resizing restore the scene exactly, while boxes
-        # and masks come out at the size of the drawing.
-        enlarged = cv2.resize(scene, size, interpolation=cv2.INTER_NEAREST)
-        found = inference_detector(model, enlarged).pred_instances
-        found = found[found.scores >= 0.5]
-        found = found[nms(found.bboxes, found.scores, 0.3)]
-        visualizer.set_image(cv2.resize(scene, size, interpolation=cv2.INTER_CUBIC)[..., ::-1])
-        if len(found):
-            colours = [PALETTE[label] for label in found.labels]
-            labels = [f'{CLASSES[i]}: {s:.2f}' for i, s in zip(found.labels, found.scores)]
-            visualizer.draw_binary_masks(found.masks.numpy(), colors=colours, alphas=0.45)
-            visualizer.draw_bboxes(found.bboxes, edge_colors=colours, line_widths=2)
-            corners = found.bboxes[:, :2].clone()
-            corners[:, 1].clamp_(min=20)
-            visualizer.draw_texts(
-                labels,
-                corners,
-                font_sizes=12,
-                colors='white',
-                vertical_alignments='bottom',
-                bboxes=dict(facecolor='black', alpha=0.7, pad=1, edgecolor='none'),
-            )
-        frame = dict(borderType=cv2.BORDER_CONSTANT, value=(255, 255, 255))
-        drawings.append(cv2.copyMakeBorder(visualizer.get_image(), 4, 4, 4, 4, **frame))
-    rows = [np.hstack(drawings[i : i + 4]) for i in range(0, len(drawings), 4)]
-    beside = out.with_name(f'.{out.name}')
-    cv2.imwrite(str(beside), np.vstack(rows)[..., ::-1])
-    os.replace(beside, out)
 
 
 def result_table(classifiers: dict[str, dict], finetuned: dict[str, dict]) -> str:

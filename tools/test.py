@@ -11,10 +11,11 @@ from cli_common import (
     clear_errors,
     fail,
     load_config,
-    type_name,
 )
 from mmengine.config import ConfigDict
 from mmengine.registry import METRICS
+
+from mmkw.analysis.configs import type_name
 
 # How each visualization hook spells what --show, --show-dir and --wait-time set. Classification
 # draws every 5000th image unless told otherwise, detection all of them.

@@ -15,10 +15,10 @@ from cli_common import (
     clear_errors,
     fail,
     load_config,
-    type_name,
 )
 from mmengine.device import get_device
 
+from mmkw.analysis.configs import type_name
 from mmkw.checkpoints import latest_checkpoint
 from mmkw.files import remove_partial_files
 

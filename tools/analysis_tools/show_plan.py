@@ -9,9 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cli_common import argument_parser, clear_errors, fail, load_config, type_name  # noqa: E402
+from cli_common import argument_parser, clear_errors, fail, load_config  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 
+from mmkw.analysis.configs import type_name  # noqa: E402
 from mmkw.backbones.any_backbone import backbone_plan, build_plain  # noqa: E402
 from mmkw.planning import NetworkPlan  # noqa: E402
 

@@ -1,0 +1,22 @@
+"""What configs say about models, read without building anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def type_name(config: dict, default: str | None = None) -> str:
+    """The name in a config's ``type``, without scope; lazy configs hold the class itself."""
+    kind = config.get('type', default)
+    return getattr(kind, '__name__', str(kind)).split('.')[-1]
+
+
+def without_checkpoints(config: Any) -> Any:
+    """A copy of a model's config without weights to start from, which need not be there."""
+    if isinstance(config, dict):
+        return {
+            key: without_checkpoints(value)
+            for key, value in config.items()
+            if not (key == 'init_cfg' and isinstance(value, dict) and 'checkpoint' in value)
+        }
+    return [without_checkpoints(value) for value in config] if type(config) is list else config
