@@ -240,7 +240,6 @@ def check_hooks(cfg: Config, recipe: Recipe, network: str, budget: float | None)
     assert cfg.custom_hooks == hooks
     checkpoint = cfg.default_hooks.checkpoint
     assert checkpoint.max_keep_ckpts == 3
-    assert ('pretrained' in cfg.default_hooks) == (cfg.default_scope == 'mmdet')
     if cfg.default_scope == 'mmpretrain':
         assert checkpoint.save_best == 'accuracy/top1'
 

@@ -52,9 +52,5 @@ optim_wrapper = dict(
 )
 
 custom_hooks = [dict(type='KWDisableAttentionInitHook')]
-default_hooks = dict(
-    # A checkpoint takes up to 1.5 GB.
-    checkpoint=dict(max_keep_ckpts=3),
-    # Says what to do if the checkpoint to start from is missing.
-    pretrained=dict(type='KWPretrainedHook'),
-)
+# A checkpoint takes up to 1.5 GB.
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
