@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable
 
 from torch import nn
@@ -30,47 +31,63 @@ class Operations:
     assembling: int = 0
     attention: int = 0
 
+    def __add__(self, other: Operations) -> Operations:
+        return Operations(
+            self.convolution + other.convolution,
+            self.assembling + other.assembling,
+            self.attention + other.attention,
+        )
+
     @property
     def total(self) -> int:
         return self.convolution + self.assembling + self.attention
 
 
 def count_operations(model: nn.Module, run: Callable[[], object]) -> Operations:
-    """Count what the layers of a model do in their forward passes.
+    """Count what all layers of a model do in their forward passes, see
+    :func:`operations_of_layers`."""
+    return sum(operations_of_layers(model, run).values(), Operations())
 
-    KW layers count by the formula of the paper, whatever route computes them. Biases, norms,
-    pooling and products of activations with each other (self-attention) are left out.
+
+def operations_of_layers(model: nn.Module, run: Callable[[], object]) -> dict[str, Operations]:
+    """Count what each layer of a model does in its forward passes.
+
+    KW layers count by the formula of the paper, whatever route computes them; their attentions
+    count by themselves. Biases, norms, pooling and products of activations with each other
+    (self-attention) are left out.
 
     Args:
         model: has the layers to watch.
         run: calls the model, as often as is to be counted.
 
     Returns:
-        The multiply-adds of ``run``.
+        The multiply-adds of ``run``, by the layer's name; layers that were not called are missing.
     """
-    counts = dict(convolution=0, assembling=0, attention=0)
+    counts: dict[str, Operations] = {}
 
-    def count(layer: nn.Module, inputs: tuple, output) -> None:
+    def count(name: str, layer: nn.Module, inputs: tuple, output) -> None:
         x = inputs[0]
         if isinstance(layer, DynamicLayer):
-            counts['convolution'] += output.numel() * math.prod(layer.kernel_shape[1:])
-            counts['assembling'] += len(x) * layer.mixing_operations
+            operations = Operations(
+                convolution=output.numel() * math.prod(layer.kernel_shape[1:]),
+                assembling=len(x) * layer.mixing_operations,
+            )
         elif isinstance(layer, AttentionLinear):
-            counts['attention'] += output.numel() * layer.weight.shape[1]
+            operations = Operations(attention=output.numel() * layer.weight.shape[1])
         else:
             # Each input of a transposed convolution is used as often as each output of another.
             uses = x if isinstance(layer, _ConvTranspose) else output
-            counts['convolution'] += uses.numel() * layer.weight[0].numel()
+            operations = Operations(convolution=uses.numel() * layer.weight[0].numel())
+        counts[name] = counts.get(name, Operations()) + operations
 
-    layers = [
-        module
-        for module in model.modules()
+    hooks = [
+        module.register_forward_hook(partial(count, name))
+        for name, module in model.named_modules()
         if isinstance(module, (DynamicLayer, AttentionLinear, _Conv, nn.Linear))
     ]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
-    return Operations(**counts)
+    return counts
