@@ -13,8 +13,11 @@ from cli_common import (
     load_config,
 )
 from mmengine.config import ConfigDict
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import METRICS
 
+from mmkw import fold_attentions
 from mmkw.analysis.configs import type_name
 
 # How each visualization hook spells what --show, --show-dir and --wait-time set. Classification
@@ -48,6 +51,12 @@ def parse_args(argv=None):
         action='store_true',
         help="test-time augmentation: the config's tta_model and tta_pipeline, else a flip",
     )
+    parser.add_argument(
+        '--fold', nargs='?', type=float, const=4.0, metavar='CELLS',
+        help='compute faster, with the same results, by folding the attentions of KW layers that '
+        'have at least so many cells for each tensor to mix instead (see mmkw.fold_attentions). '
+        'Without a number 4',
+    )  # fmt: skip
     args = parser.parse_args(argv)
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out writes a pickle file, so its name must end in .pkl, not {args.out!r}')
@@ -97,7 +106,44 @@ def _enable_tta(config):
         flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
         config.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
     dataset.pipeline = config.tta_pipeline
+    if type_name(config.tta_model) == 'DetTTAModel':
+        _evaluate_boxes_alone(config)
     config.model = ConfigDict(**config.tta_model, module=config.model)
+
+
+def _evaluate_boxes_alone(config):
+    evaluators = config.test_evaluator
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        if isinstance(evaluator.get('metric'), (list, tuple)):
+            evaluator.metric = [metric for metric in evaluator.metric if metric != 'segm']
+
+
+class PrepareModel(Hook):
+    """Changes the model right before it is tested, when its weights are loaded and averaged.
+
+    Args:
+        fold: See ``--fold``; ``None`` folds nothing.
+        tta: Whether a detector is tested with augmentation, and so without masks.
+    """
+
+    # After EMAHook, which swaps the averaged weights in.
+    priority = 'LOWEST'
+
+    def __init__(self, fold, tta):
+        self.fold, self.tta = fold, tta
+
+    def before_test_epoch(self, runner):
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if self.tta and getattr(getattr(model.module, 'roi_head', None), 'with_mask', False):
+            model.module.roi_head.mask_head = None
+            runner.logger.info('--tta tests boxes alone: MMDetection cannot merge masks of views.')
+        if self.fold is not None:
+            # MMEngine does so right after this.
+            added = fold_attentions(model.eval(), self.fold)
+            runner.logger.info(
+                f'--fold {self.fold:g}: attentions of {len(added)} layers are folded, which takes '
+                f'{sum(added.values()) / 1e6:.1f} MB'
+            )
 
 
 def main(argv=None):
@@ -112,6 +158,7 @@ def main(argv=None):
             kind = 'DumpDetResults' if config.get('default_scope') == 'mmdet' else 'DumpResults'
             dump = METRICS.build(dict(type=kind, out_file_path=args.out))
             runner.test_evaluator.metrics.append(dump)
+        runner.register_hook(PrepareModel(args.fold, args.tta))
         # Strictly: the scores of a model with some random weights would mean nothing.
         runner.load_checkpoint = partial(runner.load_checkpoint, strict=True)
         try:

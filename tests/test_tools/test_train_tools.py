@@ -216,21 +216,42 @@ def test_detection(folder, monkeypatch, capsys):
     assert len(list((folder / 'detected').rglob('drawn/*.png'))) == 2
 
 
-@pytest.mark.slow
-def test_detection_trains_and_augments(folder):
-    """With boxes alone, as MMDetection cannot augment the testing of masks."""
-    boxes = ['--cfg-options', 'model.roi_head.mask_head=None', 'test_evaluator.metric=bbox']
-    train(folder, 'detector.py', '--no-validate', '--work-dir=boxes', *boxes)
-    (line,) = scalars(folder / 'boxes')
-    assert {'loss_rpn_cls', 'loss_bbox'} < set(line)
-    tested = [sys.executable, TOOLS / 'test.py', 'detector.py', 'boxes/epoch_1.pth']
-    plain, augmented = (
-        run(folder, *tested, '--out=boxes.pkl', *tta, *boxes) for tta in ([], ['--tta'])
+def test_augmented_detection_is_of_boxes(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    torch.manual_seed(0)
+    torch.save(build(folder / 'detector.py').state_dict(), 'masks.pth')
+    load_tool('test').main(
+        ['detector.py', 'masks.pth', '--out=boxes.pkl', '--tta', '--work-dir=boxes']
     )
-    assert 'coco/bbox_mAP' in plain and 'coco/bbox_mAP' in augmented
+    output = capsys.readouterr().out
+    assert 'coco/bbox_mAP' in output and 'segm' not in output.split('--tta tests boxes alone')[1]
     results = pickle.loads((folder / 'boxes.pkl').read_bytes())
     # Two views give up to five boxes each.
     assert max(len(result['pred_instances']['scores']) for result in results) > 5
+    assert 'masks' not in results[0]['pred_instances']
+
+
+@pytest.mark.slow
+def test_detection_trains(folder):
+    train(folder, 'detector.py', '--no-validate', '--work-dir=trained')
+    (line,) = scalars(folder / 'trained')
+    assert {'loss_rpn_cls', 'loss_bbox', 'loss_mask'} < set(line)
+
+
+def test_folding_changes_nothing_but_rounding(folder, single, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    last, first = single / 'epoch_4.pth', single / 'epoch_1.pth'
+    results = []
+    for options in ([], ['--fold', '0']):
+        tested = ['tiny.py', str(last), '--work-dir=folded', '--out=scores.pkl']
+        load_tool('test').main([*tested, *options])
+        results.append(pickle.loads((folder / 'scores.pkl').read_bytes()))
+    folded = re.search(r'attentions of (\d+) layers are folded', capsys.readouterr().out)
+    assert int(folded[1]) > 15
+    for one, other in zip(*results):
+        torch.testing.assert_close(one['pred_score'], other['pred_score'], rtol=1e-4, atol=1e-6)
+    line = refused(load_tool('test'), 'tiny.py', first, '--work-dir=folded', '--fold', '0')
+    assert 'at temperature 0 only' in line
 
 
 def test_checkpoint_of_another_model_is_refused(single, monkeypatch, capsys):
