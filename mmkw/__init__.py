@@ -1,4 +1,4 @@
-"""KernelWarehouse for OpenMMLab.
+"""KernelWarehouse, and the dynamic convolutions it is compared with, for OpenMMLab.
 
 Importing it registers the layers, backbones and hooks in MMEngine's root registries and a safe
 checkpoint loader, so that configs need nothing but ``custom_imports=dict(imports=['mmkw'])``.
@@ -8,6 +8,7 @@ from mmcv.cnn.bricks import Conv2dAdaptivePadding, wrappers
 from mmengine.registry import MODELS
 
 from . import backbones, checkpoints, heads, hooks
+from .dynamic_conv import CondConv2d, DCDConv2d, DYConv2d, ODConv2d
 from .kernel_warehouse import (
     KWConv1d,
     KWConv2d,
@@ -25,7 +26,9 @@ from .sample_conv.replacing import PLAIN_LAYERS, PlainLayer, pad_to_ceil
 __version__ = '0.1.0'
 
 # The layers themselves know nothing of OpenMMLab.
-for _layer in (KWConv1d, KWConv2d, KWConv3d, KWLinear):
+for _layer in (
+    KWConv1d, KWConv2d, KWConv3d, KWLinear, ODConv2d, DYConv2d, CondConv2d, DCDConv2d
+):  # fmt: skip
     MODELS.register_module(module=_layer)
 
 # MMCV's subclasses differ from PyTorch's layers for empty batches only, which dynamic layers take;
@@ -40,10 +43,14 @@ PLAIN_LAYERS.update(
 )
 
 __all__ = [
+    'CondConv2d',
+    'DCDConv2d',
+    'DYConv2d',
     'KWConv1d',
     'KWConv2d',
     'KWConv3d',
     'KWLinear',
+    'ODConv2d',
     'WarehouseConfig',
     'apply_plan',
     'backbones',

@@ -9,7 +9,7 @@ from typing import Callable
 
 from torch import nn
 
-from ..kernel_warehouse.attention import AttentionLinear
+from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import DynamicLayer
 
 _Conv = nn.modules.conv._ConvNd

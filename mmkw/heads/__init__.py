@@ -1,5 +1,6 @@
-"""KernelWarehouse classifiers."""
+"""Classifiers with dynamic layers."""
 
+from .dynamic_cls_head import DynamicLinearClsHead
 from .linear_cls_head import KWLinearClsHead
 
-__all__ = ['KWLinearClsHead']
+__all__ = ['DynamicLinearClsHead', 'KWLinearClsHead']

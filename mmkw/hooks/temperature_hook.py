@@ -1,15 +1,15 @@
-"""Hooks that set the temperature of the attentions (``tau`` of Eq. 4) during training."""
+"""Hooks that set the temperature of the attentions during training."""
 
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..kernel_warehouse.warehouse import Warehouse
-from ..sample_conv.temperature import AnnealedModule, annealed_modules
+from ..sample_conv.temperature import AnnealedModule, TemperatureRange, annealed_modules
 
 
 class _TemperatureHook(Hook):
@@ -17,7 +17,8 @@ class _TemperatureHook(Hook):
         """Find the layers with a temperature in the model and of its moving averages.
 
         Raises:
-            ValueError: if the model has no KW layers, or two hooks would set the temperature.
+            ValueError: if the model has no layers with a temperature, or those of two methods, or
+                if two hooks would set the temperature.
         """
         rivals = [
             type(hook).__name__ for hook in runner.hooks if isinstance(hook, _TemperatureHook)
@@ -33,6 +34,7 @@ class _TemperatureHook(Hook):
         self._modules: list[AnnealedModule] = [
             module for model in models for module in annealed_modules(model)
         ]
+        self._range: TemperatureRange = self._modules[0].temperature_range
 
     def _set(self, runner: Runner, value: float) -> None:
         for module in self._modules:
@@ -51,16 +53,23 @@ class KWTemperatureHook(_TemperatureHook):
     iterations of one optimizer step share the value of the last, as in the same run with the
     larger batch. The message hub shows it as ``train/temperature``.
 
+    KernelWarehouse anneals from 1 to 0, the defaults. ODConv and DY-Conv divide logits by their
+    temperature and anneal from 30 to 1::
+
+        custom_hooks = [dict(type='KWTemperatureHook', begin=30, end=1, epochs=10)]
+
     Args:
-        epochs (float, optional): epochs over which to anneal. The paper takes 10 (SGD, 100
-            epochs), 15 (MobileNetV2, as released) or 20 (AdamW, 300 epochs).
+        epochs (float, optional): epochs over which to anneal. KernelWarehouse takes 10 (SGD, 100
+            epochs), 15 (MobileNetV2, as released) or 20 (AdamW, 300 epochs); ODConv and DY-Conv
+            take 10.
         iters (int, optional): iterations instead of epochs; give one of the two.
         begin (float): temperature before the first iteration. Defaults to 1.
         end (float): temperature from iteration ``T`` on. Defaults to 0.
 
     Raises:
-        ValueError: if not exactly one of ``epochs`` and ``iters`` is positive, a temperature is
-            not in [0, 1], the model has no KW layers, or ``epochs`` is given to a training loop
+        ValueError: if not exactly one of ``epochs`` and ``iters`` is positive, or a temperature is
+            not a number; before training if the model has no layers with a temperature, one of
+            the two is outside the range of its method, or ``epochs`` is given to a training loop
             that does not count epochs.
     """
 
@@ -79,12 +88,17 @@ class KWTemperatureHook(_TemperatureHook):
             )
         self.epochs = epochs
         self.iters = iters
-        self.begin = Warehouse.temperature_range.check('begin', begin)
-        self.end = Warehouse.temperature_range.check('end', end)
+        for name, value in (('begin', begin), ('end', end)):
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise ValueError(f'{name} must be a finite number, but got {value!r}')
+        self.begin = begin
+        self.end = end
 
     def before_train(self, runner: Runner) -> None:
-        """Find the warehouses and the length of annealing."""
+        """Find the layers with a temperature and the length of annealing."""
         super().before_train(runner)
+        for name in ('begin', 'end'):
+            self._range.check(f'{name} of KWTemperatureHook', getattr(self, name))
         if self.epochs is None:
             self._last_iter = self.iters
         elif isinstance(runner.train_loop, EpochBasedTrainLoop):
@@ -106,22 +120,24 @@ class KWTemperatureHook(_TemperatureHook):
 
 @HOOKS.register_module()
 class KWDisableAttentionInitHook(_TemperatureHook):
-    """Holds the temperature at 0, for fine-tuning.
+    """Holds the temperature where attentions are what was learned, for fine-tuning.
 
-    One-to-one attentions would disrupt what pre-training learnt (Appendix A.1.2), so the
-    temperature is 0 whatever the checkpoint says. The message hub shows it as
-    ``train/temperature``, too.
+    That is 0 for KernelWarehouse, whose one-to-one attentions would disrupt what pre-training
+    learnt (Appendix A.1.2), and 1 for ODConv and DY-Conv, whatever the checkpoint says. The
+    message hub shows it as ``train/temperature``, too.
 
     Raises:
-        ValueError: if the model has no KW layers.
+        ValueError: if the model has no layers with a temperature.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Set the temperature to 0, after any checkpoint was loaded."""
+        """Set the temperature, after any checkpoint was loaded."""
         super().before_train(runner)
-        self._set(runner, 0.0)
-        runner.logger.info('KernelWarehouse: the temperature is held at 0 (learned attentions).')
+        self._set(runner, self._range.learned)
+        runner.logger.info(
+            f'mmkw: the temperature is held at {self._range.learned:g} (learned attentions).'
+        )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Hold it there."""
-        self._set(runner, 0.0)
+        self._set(runner, self._range.learned)

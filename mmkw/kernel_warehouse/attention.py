@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Callable, Union
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..sample_conv.attention_linear import AttentionLinear
 from .partition import KernelPartition, Ratio, as_fraction
 
 NormLayer = Union[str, Callable[[int], nn.Module]]
@@ -139,32 +139,6 @@ def normaliser(logits: Tensor) -> Tensor:
     # Half precision would lose the sum over a hundred cells and more.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.abs().sum(dim=-1) + _EPS
-
-
-class AttentionLinear(nn.Module):
-    """A linear layer with the released initialisation: Kaiming normal over fan_out, bias 0.
-
-    Not an ``nn.Linear``, because MMEngine's initialisers pick layers by the name of their class:
-    a network's ``init_cfg`` for its own linear layers would overwrite the attentions.
-    """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.kaiming_normal_(self.weight, mode='fan_out', nonlinearity='relu')
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        out_features, in_features = self.weight.shape
-        return f'{in_features}, {out_features}, bias={self.bias is not None}'
 
 
 class KernelAttention(nn.Module):

@@ -12,9 +12,6 @@ from .partition import KernelPartition, WarehousePartition
 class Warehouse(AnnealedModule):
     """The parameters that the linear mixtures of one or more layers mix.
 
-    Checkpoints that hold cells but no temperature, such as released ones, load strictly and mean
-    temperature 0.
-
     Attributes:
         cells: parameter, shape ``(n, c_out, c_in, *spatial)``.
         temperature: buffer without dimensions, ``tau`` of Eq. 4; 0 when new.
@@ -60,16 +57,14 @@ class Warehouse(AnnealedModule):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         cells = state_dict.get(prefix + 'cells')
-        if cells is not None:
-            # MMEngine loads non-strictly by default and would only log this mismatch.
-            if cells.shape != self.cells.shape:
-                raise ValueError(
-                    f'{prefix}cells of the checkpoint has shape {tuple(cells.shape)}, but the '
-                    f'model needs {tuple(self.cells.shape)} (cells, output channels, input '
-                    f'channels, ...): it is of another depth, budget or cell ratio; set those '
-                    f'of the checkpoint in the config'
-                )
-            state_dict.setdefault(prefix + 'temperature', torch.zeros(()))
+        # MMEngine loads non-strictly by default and would only log this mismatch.
+        if cells is not None and cells.shape != self.cells.shape:
+            raise ValueError(
+                f'{prefix}cells of the checkpoint has shape {tuple(cells.shape)}, but the model '
+                f'needs {tuple(self.cells.shape)} (cells, output channels, input channels, ...): '
+                f'it is of another depth, budget or cell ratio; set those of the checkpoint in '
+                f'the config'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

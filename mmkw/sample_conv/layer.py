@@ -117,6 +117,7 @@ class DynamicConvNd(DynamicLayer):
 
     Attributes:
         plain_type: class attribute, the plain convolution of PyTorch.
+        conv_padding: the padding of the convolution itself, after :meth:`pad`.
         pad_input: pads the input in a way of its own before the convolution; see
             :class:`~mmkw.sample_conv.replacing.PlainLayer`. Defaults to ``None``.
     """
@@ -150,9 +151,9 @@ class DynamicConvNd(DynamicLayer):
         # Padding other than zeros, or an uneven one, is applied before the convolution.
         self._pads_first = padding_mode != 'zeros' or padding == 'same'
         self._pad_widths = tuple(plain._reversed_padding_repeated_twice)
-        self._conv_padding = self.padding
+        self.conv_padding = self.padding
         if self._pads_first or padding == 'valid':
-            self._conv_padding = (0,) * len(self.kernel_size)
+            self.conv_padding = (0,) * len(self.kernel_size)
 
     @classmethod
     def replacing(cls, layer: nn.Module, **options) -> DynamicConvNd:
@@ -170,7 +171,7 @@ class DynamicConvNd(DynamicLayer):
         """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
         self.check_input(x)
         return self.convolve(
-            self.pad(x), self.pool(x), stride=self.stride, padding=self._conv_padding,
+            self.pad(x), self.pool(x), stride=self.stride, padding=self.conv_padding,
             dilation=self.dilation, groups=self.groups,
         )  # fmt: skip
 
@@ -222,15 +223,16 @@ class DynamicLinear(DynamicLayer):
 
     def kernels(self, x: Tensor) -> Tensor:
         """The weights for ``x``, shape ``(N, out_features, in_features)``."""
-        return self.sample_kernels(self._tokens(x).mean(1)).squeeze(-1)
+        return self.sample_kernels(self.tokens(x).mean(1)).squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *, in_features)`` to ``(N, *, out_features)``."""
-        tokens = self._tokens(x)
+        tokens = self.tokens(x)
         y = self.convolve(tokens.transpose(1, 2), tokens.mean(1)).transpose(1, 2)
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def _tokens(self, x: Tensor) -> Tensor:
+    def tokens(self, x: Tensor) -> Tensor:
+        """The input as ``(N, tokens, in_features)``."""
         if x.dim() < 2 or x.shape[-1] != self.in_features:
             raise ValueError(
                 f'{type(self).__name__} expects input of shape (N, ..., {self.in_features}), but '

@@ -43,7 +43,7 @@ class AnnealedModule(nn.Module):
     """A module whose attentions follow a temperature.
 
     The temperature is part of the state dict, so that a checkpoint from the middle of annealing
-    evaluates as it trained.
+    evaluates as it trained. Checkpoints without it load strictly and mean the learned temperature.
 
     Attributes:
         temperature: buffer without dimensions; the learned temperature when new.
@@ -59,6 +59,10 @@ class AnnealedModule(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         key = prefix + 'temperature'
+        # Released checkpoints hold no temperature: they are at the end of their annealing.
+        if any(name.startswith(prefix) for name in state_dict):
+            learned = torch.tensor(float(self.temperature_range.learned))
+            state_dict.setdefault(key, learned)
         found = state_dict.get(key)
         if isinstance(found, Tensor) and not found.is_meta and found.numel() == 1:
             self.temperature_range.check(f'{key} of the checkpoint', found.item())

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import mmkw
+from mmkw.dynamic_conv import DYConv2d, ODConv2d
 from mmkw.hooks import KWTemperatureHook
 from mmkw.kernel_warehouse import KWConv2d
 
@@ -234,13 +235,52 @@ def test_evaluation_uses_the_temperature_of_the_checkpoint(tmp_path):
         (dict(epochs=1, iters=1), 'epochs=1, iters=1'),
         (dict(epochs=0), 'epochs=0'),
         (dict(iters=-5), 'iters=-5'),
-        (dict(epochs=1, begin=1.5), r'begin must be a number in \[0, 1\].*1.5'),
-        (dict(epochs=1, end=-1), r'end must be a number in \[0, 1\].*-1'),
+        (dict(epochs=1, begin=float('nan')), 'begin must be a finite number, but got nan'),
+        (dict(epochs=1, end='0'), "end must be a finite number, but got '0'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         KWTemperatureHook(**arguments)
+
+
+@pytest.mark.parametrize(
+    ('layer', 'arguments', 'message'),
+    [
+        (KWConv2d, dict(begin=30), r'begin of KWTemperatureHook must be a number in \[0, 1\].*30'),
+        (KWConv2d, dict(end=-1), r'end of KWTemperatureHook must be a number in \[0, 1\].*-1'),
+        (ODConv2d, dict(), r'end of KWTemperatureHook must be .* at least 1.*got 0'),
+        (DYConv2d, dict(begin=0.5, end=1), r'begin of KWTemperatureHook .* at least 1.*got 0.5'),
+    ],
+)
+def test_temperatures_outside_the_range_of_the_method(tmp_path, layer, arguments, message):
+    hook = dict(type='KWTemperatureHook', iters=4, **arguments)
+    with pytest.raises(ValueError, match=message):
+        make_runner(tmp_path, [hook], layer=layer(4, 4, 3, padding=1)).train()
+
+
+@pytest.mark.parametrize('layer', [ODConv2d, DYConv2d])
+def test_annealing_of_softmax_temperatures(tmp_path, layer):
+    hook = dict(type='KWTemperatureHook', epochs=1, begin=30, end=1)
+    _, recorder = train(tmp_path, [hook], epochs=2, layer=layer(4, 4, 3, padding=1))
+    expected = [1 + 29 * max(0, (4 - t) / 4) for t in range(1, 9)]
+    assert recorder.used == pytest.approx(expected)
+    assert recorder.hub == pytest.approx(expected)
+
+
+def test_fine_tuning_of_softmax_temperatures(tmp_path):
+    layer = ODConv2d(4, 4, 3, padding=1)
+    mmkw.set_temperature(layer, 30)
+    hook = dict(type='KWDisableAttentionInitHook')
+    _, recorder = train(tmp_path, [hook], epochs=1, layer=layer)
+    assert recorder.used == [1] * 4
+
+
+def test_methods_with_other_temperatures_do_not_mix(tmp_path):
+    layer = nn.Sequential(KWConv2d(4, 4, 3, padding=1), ODConv2d(4, 4, 3, padding=1))
+    hook = dict(type='KWTemperatureHook', iters=4)
+    with pytest.raises(ValueError, match='Network mixes methods .*ODAttention, Warehouse'):
+        make_runner(tmp_path, [hook], layer=layer).train()
 
 
 def test_a_model_without_kw_layers_is_refused(tmp_path):

@@ -1,0 +1,16 @@
+"""The dynamic convolutions that KernelWarehouse is compared with, in plain PyTorch."""
+
+from .cond_conv import CondConv2d, CondLinear, share_routing
+from .dcd import DCDConv2d, DCDLinear
+from .dy_conv import DYConv2d
+from .od_conv import ODConv2d
+
+__all__ = [
+    'CondConv2d',
+    'CondLinear',
+    'DCDConv2d',
+    'DCDLinear',
+    'DYConv2d',
+    'ODConv2d',
+    'share_routing',
+]

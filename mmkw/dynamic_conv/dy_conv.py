@@ -1,0 +1,87 @@
+r"""Dynamic convolution, DY-Conv (Chen et al., CVPR 2020).
+
+.. math:: y = \Big(\sum_{k=1}^K \alpha_k \mathbf{W}_k\Big) * x, \qquad
+    \alpha = \mathrm{softmax}(z / T)
+
+with logits :math:`z` of the pooled input and the temperature :math:`T`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..sample_conv.attention_linear import AttentionLinear
+from ..sample_conv.layer import IntOrTuple
+from ..sample_conv.mixing import Mixture
+from ..sample_conv.temperature import AnnealedModule
+from .kernel_bank import SOFTMAX_TEMPERATURE, KernelBankConv2d
+
+
+class DYAttention(AnnealedModule):
+    r"""Attentions over the kernels: linear, ReLU, linear, :math:`\mathrm{softmax}(z / T)`.
+
+    Args:
+        in_channels: over all groups.
+        num_kernels: ``K``.
+        reduction: hidden width relative to ``in_channels``; at least one.
+    """
+
+    temperature_range = SOFTMAX_TEMPERATURE
+
+    def __init__(self, in_channels: int, num_kernels: int, reduction: float = 1 / 4) -> None:
+        super().__init__()
+        hidden = max(int(in_channels * reduction), 1)
+        self.fc1 = AttentionLinear(in_channels, hidden)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc2 = AttentionLinear(hidden, num_kernels)
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters anew."""
+        self.fc1.reset_parameters()
+        self.fc2.reset_parameters()
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Attentions for the pooled input, ``(N, in_channels)`` to ``(N, K)``."""
+        return (self.fc2(self.relu(self.fc1(pooled))) / self.temperature).softmax(1)
+
+
+class DYConv2d(KernelBankConv2d):
+    """DY-Conv: each sample's kernel is an average of ``K`` kernels by softmax attentions.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype: as in ``nn.Conv2d``; the bias is static.
+        num_kernels: ``K``. Defaults to 4.
+        reduction: hidden width of the attention relative to ``in_channels``. Defaults to 1/4.
+
+    Raises:
+        ValueError: if ``num_kernels`` or ``reduction`` is not positive.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrTuple,
+        stride: IntOrTuple = 1,
+        padding: IntOrTuple | str = 0,
+        dilation: IntOrTuple = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        num_kernels: int = 4,
+        reduction: float = 1 / 4,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype,
+        )  # fmt: skip
+        if not reduction > 0:
+            raise ValueError(f'reduction must be a positive number, but got {reduction!r}')
+        self.add_kernels(num_kernels, device, dtype)
+        self.attention = DYAttention(in_channels, num_kernels, reduction).to(device, dtype)
+
+    def mix(self, pooled: Tensor) -> Mixture:
+        return self.mix_kernels(self.attention(pooled))

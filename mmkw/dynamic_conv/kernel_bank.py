@@ -1,0 +1,103 @@
+"""Convolutions that mix each sample's kernel from several whole kernels of their own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..sample_conv.layer import DynamicConvNd, DynamicLayer
+from ..sample_conv.mixing import KernelLayout, Mixture
+from ..sample_conv.temperature import TemperatureRange
+
+# The temperature by which logits are divided before a softmax or sigmoid.
+SOFTMAX_TEMPERATURE = TemperatureRange(
+    low=1,
+    high=math.inf,
+    learned=1,
+    meaning='a finite number of at least 1, from nearly even attentions (30, say) to learned '
+    'ones (1)',
+)
+
+
+class KernelBankLayer(DynamicLayer):
+    """A layer with ``K`` kernels of its own.
+
+    Attributes:
+        weight: parameter, shape ``(K, out_channels, in_channels / groups, *kernel_size)``.
+    """
+
+    weight: nn.Parameter
+
+    def add_kernels(self, num_kernels: int, device=None, dtype=None) -> None:
+        """Create the parameter ``weight``.
+
+        Raises:
+            ValueError: if ``num_kernels`` is not a positive integer.
+        """
+        if not isinstance(num_kernels, int) or isinstance(num_kernels, bool) or num_kernels < 1:
+            raise ValueError(
+                f'{type(self).__name__} needs a positive whole number of kernels, but got '
+                f'num_kernels={num_kernels!r}'
+            )
+        self.num_kernels = num_kernels
+        self.weight = nn.Parameter(
+            torch.empty(num_kernels, *self.kernel_shape, device=device, dtype=dtype)
+        )
+        self.reset_kernels()
+
+    @torch.no_grad()
+    def reset_kernels(self) -> None:
+        """Initialise each kernel, Kaiming normal over fan_out, and the bias, 0."""
+        for kernel in self.weight:
+            nn.init.kaiming_normal_(kernel, mode='fan_out', nonlinearity='relu')
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def reset_parameters(self) -> None:
+        """Initialise kernels, bias and attention anew."""
+        self.reset_kernels()
+        if self.attention is not None:
+            self.attention.reset_parameters()
+
+    def init_weights(self) -> None:
+        """Initialise all parameters anew; OpenMMLab's modules call it instead of their own way,
+        which would take the stacked kernels for one."""
+        self.reset_parameters()
+
+    def mix_kernels(self, coefficients: Tensor, position_scale: Tensor | None = None) -> Mixture:
+        """The mixture with these weights of the kernels, shape ``(N, K)``."""
+        dtype = self.weight.dtype
+        return Mixture(
+            coefficients.unsqueeze(1).to(dtype),
+            self.weight,
+            KernelLayout.whole(self.kernel_shape),
+            None if position_scale is None else position_scale.to(dtype),
+        )
+
+    @property
+    def mixing_operations(self) -> int:
+        """``K`` times the size of the kernel."""
+        return self.weight.numel()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        weight = state_dict.get(prefix + 'weight')
+        # MMEngine loads non-strictly by default and would only log this mismatch.
+        if isinstance(weight, Tensor) and weight.shape != self.weight.shape:
+            raise ValueError(
+                f'{prefix}weight of the checkpoint has shape {tuple(weight.shape)}, but the model '
+                f'needs {tuple(self.weight.shape)} (kernels, output channels, input channels, ...)'
+                f': a checkpoint of a plain network, or of another number of kernels, does not '
+                f'fit; load one of a {type(self).__name__} network, or train from scratch'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def method_repr(self) -> str:
+        return f'num_kernels={self.num_kernels}'
+
+
+class KernelBankConv2d(KernelBankLayer, DynamicConvNd):
+    """Two-dimensional convolution with ``K`` kernels of its own."""
+
+    plain_type = nn.Conv2d
