@@ -87,6 +87,23 @@ def clear_errors(debug):
         raise SystemExit(f'error: {describe_error(error)}') from None
 
 
+@contextmanager
+def naming_misfits(args):
+    """Name checkpoint and config where the one does not fit the model of the other.
+
+    Raises:
+        ValueError: Instead of PyTorch's error of a strict load.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if 'do not match exactly' not in str(error):
+            raise
+        raise ValueError(
+            f'{args.checkpoint} does not fit the model of {args.config}: {error}'
+        ) from error
+
+
 def describe_error(error):
     """An error's message in one line of at most 1000 characters.
 

@@ -11,6 +11,7 @@ from cli_common import (
     clear_errors,
     fail,
     load_config,
+    naming_misfits,
 )
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
@@ -161,14 +162,8 @@ def main(argv=None):
         runner.register_hook(PrepareModel(args.fold, args.tta))
         # Strictly: the scores of a model with some random weights would mean nothing.
         runner.load_checkpoint = partial(runner.load_checkpoint, strict=True)
-        try:
+        with naming_misfits(args):
             runner.test()
-        except RuntimeError as error:
-            if 'do not match exactly' not in str(error):
-                raise
-            raise ValueError(
-                f'{args.checkpoint} does not fit the model of {args.config}: {error}'
-            ) from error
 
 
 if __name__ == '__main__':
