@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..sample_conv.bank import BankModule
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer
 from ..sample_conv.mixing import KernelLayout, Mixture
 from ..sample_conv.temperature import TemperatureRange
@@ -21,7 +22,7 @@ SOFTMAX_TEMPERATURE = TemperatureRange(
 )
 
 
-class KernelBankLayer(DynamicLayer):
+class KernelBankLayer(BankModule, DynamicLayer):
     """A layer with ``K`` kernels of its own.
 
     Attributes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..sample_conv.bank import BankModule
 from ..sample_conv.temperature import AnnealedModule, TemperatureRange
 from .partition import KernelPartition, WarehousePartition
 
 
-class Warehouse(AnnealedModule):
+class Warehouse(BankModule, AnnealedModule):
     """The parameters that the linear mixtures of one or more layers mix.
 
     Attributes:
@@ -46,14 +47,6 @@ class Warehouse(AnnealedModule):
         own = self.cells.narrow(0, partition.first_cell, partition.num_own_cells)
         if own.numel():
             nn.init.kaiming_normal_(own.flatten(0, 1), mode='fan_out', nonlinearity='relu')
-
-    def _apply(self, fn, *args, **kwargs) -> Warehouse:
-        # Cells are no maps, though ``network.to(memory_format=torch.channels_last)`` would take
-        # them for such by their number of dimensions.
-        def apply(tensor: torch.Tensor) -> torch.Tensor:
-            return fn(tensor.flatten(1)).view(tensor.shape) if tensor.dim() > 3 else fn(tensor)
-
-        return super()._apply(apply, *args, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         cells = state_dict.get(prefix + 'cells')
