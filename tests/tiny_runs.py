@@ -138,9 +138,7 @@ val_evaluator = test_evaluator = dict(
 train_cfg = dict(by_epoch=True, max_epochs=1)
 val_cfg = test_cfg = dict()
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.001))
-visualizer = dict(
-    type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
-)
+visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=1),
     visualization=dict(type='DetVisualizationHook', score_thr=0.0),

@@ -4,6 +4,7 @@ import argparse
 import datetime
 import logging
 import os
+import pickle
 import sys
 import textwrap
 import traceback
@@ -112,7 +113,9 @@ def describe_error(error):
     # str() of a KeyError is the repr of its message.
     is_key = isinstance(error, KeyError) and len(error.args) == 1
     message = str(error.args[0] if is_key else error).strip()
-    if not isinstance(error, (ValueError, OSError, ImportError)) or not message:
+    # Errors of checkpoints are UnpicklingErrors.
+    speaking = (ValueError, OSError, ImportError, pickle.UnpicklingError)
+    if not isinstance(error, speaking) or not message:
         message = f'{type(error).__name__}: {message}'
     return textwrap.shorten(message, 1000)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -96,7 +98,9 @@ def _classify(config, checkpoint, images, out, device, min_score):
     meta = _load(inferencer.model, checkpoint)
     inferencer.classes = _classes(meta, config)
     for image in images:
-        (result,) = inferencer(image, show_dir=str(out))
+        # Without its progress bar.
+        with contextlib.redirect_stdout(io.StringIO()):
+            (result,) = inferencer(image, show_dir=str(out))
         scores = result['pred_scores']
         best = scores.argsort()[::-1][:5]
         names = inferencer.classes or range(len(scores))

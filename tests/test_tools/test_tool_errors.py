@@ -116,3 +116,14 @@ def test_names_that_are_no_local_files_are_left_to_mmengine():
 def test_logs_that_are_not_there(tmp_path):
     line = refused(load_tool('analysis_tools/plot_logs'), tmp_path)
     assert 'holds no */vis_data/scalars.json' in line
+
+
+@pytest.mark.parametrize('tool', ['plain_to_mmkw', 'kernelwarehouse_to_mmkw', 'publish_model'])
+def test_converters(tool, folder, monkeypatch):
+    (folder / 'broken.pth').write_bytes(b'not a checkpoint')
+    files = ['broken.pth', 'out.pth']
+    args = ['tiny.py', *files] if tool == 'plain_to_mmkw' else files
+    monkeypatch.setattr('sys.argv', [tool, *args])
+    with pytest.raises(SystemExit, match=r'^error: broken\.pth is not'):
+        load_tool(f'model_converters/{tool}').main()
+    assert not Path('out.pth').exists()

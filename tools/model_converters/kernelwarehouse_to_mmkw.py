@@ -1,11 +1,15 @@
 """Convert a checkpoint of the KernelWarehouse release to mmkw."""
 
 import argparse
-import pickle
 import sys
+from pathlib import Path
 
-from mmkw.checkpoints import save_checkpoint
-from mmkw.checkpoints.released_conversion import read_released
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cli_common import add_debug_option, clear_errors  # noqa: E402
+
+from mmkw.checkpoints import save_checkpoint  # noqa: E402
+from mmkw.checkpoints.released_conversion import read_released  # noqa: E402
 
 
 def parse_args():
@@ -32,6 +36,7 @@ def parse_args():
         "state_dict in MMDetection's files), their average over iterations (model_ema), or the "
         'average if the file has one (auto, the default)',
     )
+    add_debug_option(parser)
     args = parser.parse_args()
     if args.dst is None and not args.dry_run:
         parser.error('name the file to write, or give --dry-run')
@@ -65,12 +70,10 @@ def config_line(meta):
 
 def main():
     args = parse_args()
-    try:
+    with clear_errors(args.debug):
         released = read_released(args.src, args.weights)
         if not args.dry_run:
             save_checkpoint(released.checkpoint, args.dst)
-    except (ValueError, OSError, ImportError, pickle.UnpicklingError) as error:
-        sys.exit(f'error: {error}')
     meta = released.checkpoint['meta']
     if args.dry_run:
         print_mapping(released)

@@ -1,16 +1,18 @@
 """Start a KernelWarehouse network from the checkpoint of a plain one."""
 
 import argparse
-import os
-import pickle
 import sys
+from pathlib import Path
 
-import torch
-from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmkw.checkpoints.warm_starting import convert_plain
+import torch  # noqa: E402
+from cli_common import add_debug_option, clear_errors, read_config  # noqa: E402
+from mmengine.config import DictAction  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+
+from mmkw.checkpoints.warm_starting import convert_plain  # noqa: E402
 
 
 def parse_args():
@@ -48,6 +50,7 @@ def parse_args():
         metavar='KEY=VALUE',
         help='settings to change in the config, such as model.backbone.budget=4',
     )
+    add_debug_option(parser)
     args = parser.parse_args()
     if args.dst is None and not args.dry_run:
         parser.error('name the file to write, or give --dry-run')
@@ -56,11 +59,7 @@ def parse_args():
 
 def build_model(args):
     """The config's model, initialised."""
-    if not os.path.isfile(args.config):
-        raise FileNotFoundError(f'config file {args.config} does not exist')
-    config = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     drop_pretrained(config.model)
     init_default_scope(config.get('default_scope', 'mmengine'))
     # Initialising logs a few lines for every tensor.
@@ -84,12 +83,9 @@ def drop_pretrained(config):
 
 def main():
     args = parse_args()
-    try:
-        checkpoint, result = convert_plain(
-            build_model(args), args.src, None if args.dry_run else args.dst
-        )
-    except (ValueError, OSError, ImportError, pickle.UnpicklingError) as error:
-        sys.exit(f'error: {error}')
+    with clear_errors(args.debug):
+        dst = None if args.dry_run else args.dst
+        checkpoint, result = convert_plain(build_model(args), args.src, dst)
     if args.dry_run:
         for name, target in result.mapping.items():
             print(f'{name} -> {target}')

@@ -2,10 +2,14 @@
 
 import argparse
 import os
-import pickle
 import sys
+from pathlib import Path
 
-from mmkw.checkpoints import publish_checkpoint
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cli_common import add_debug_option, clear_errors  # noqa: E402
+
+from mmkw.checkpoints import publish_checkpoint  # noqa: E402
 
 
 def parse_args():
@@ -20,15 +24,14 @@ def parse_args():
         action='store_true',
         help='publish the weights that the optimizer moved instead of their averages',
     )
+    add_debug_option(parser)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    try:
+    with clear_errors(args.debug):
         path = publish_checkpoint(args.src, args.dst, use_ema=not args.no_ema)
-    except (ValueError, OSError, pickle.UnpicklingError) as error:
-        sys.exit(f'error: {error}')
     print(f'{args.src} -> {path} ({os.path.getsize(path) / 1e6:.1f} MB)')
 
 
