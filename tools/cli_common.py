@@ -30,6 +30,10 @@ except ModuleNotFoundError as error:
     ) from None
 
 
+# Errors whose messages are sentences for users; those of checkpoints are UnpicklingErrors.
+_FOR_USERS = (ValueError, OSError, ImportError, pickle.UnpicklingError)
+
+
 def argument_parser(description):
     """A parser with the arguments of all tools that take a config."""
     parser = argparse.ArgumentParser(description=description)
@@ -68,7 +72,7 @@ def clear_errors(debug):
     """End a tool after an error: the last line says what is wrong, without a traceback.
 
     The traceback goes to the log file of the run if there is one already, and is shown with
-    ``--debug``.
+    ``--debug``. Where the message alone may not help, a line before it says where to find it.
 
     Args:
         debug: Whether to show the traceback.
@@ -82,7 +86,7 @@ def clear_errors(debug):
         log = _write_to_log(traceback.format_exc())
         if debug:
             traceback.print_exc()
-        else:
+        elif not isinstance(error, _FOR_USERS):
             where = f'is in {log}' if log else 'is shown with --debug'
             print(f'the traceback {where}', file=sys.stderr)
         raise SystemExit(f'error: {describe_error(error)}') from None
@@ -113,9 +117,7 @@ def describe_error(error):
     # str() of a KeyError is the repr of its message.
     is_key = isinstance(error, KeyError) and len(error.args) == 1
     message = str(error.args[0] if is_key else error).strip()
-    # Errors of checkpoints are UnpicklingErrors.
-    speaking = (ValueError, OSError, ImportError, pickle.UnpicklingError)
-    if not isinstance(error, speaking) or not message:
+    if not isinstance(error, _FOR_USERS) or not message:
         message = f'{type(error).__name__}: {message}'
     return textwrap.shorten(message, 1000)
 
