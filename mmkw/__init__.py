@@ -1,7 +1,8 @@
 """KernelWarehouse, and the dynamic convolutions it is compared with, for OpenMMLab.
 
 Importing it registers the layers, backbones and hooks in MMEngine's root registries and a safe
-checkpoint loader, so that configs need nothing but ``custom_imports=dict(imports=['mmkw'])``.
+checkpoint loader, so that configs need nothing but ``custom_imports=dict(imports=['mmkw'])``. It
+also makes the configs known, as bases (``mmkw::...``) and as models by name.
 """
 
 from mmcv.cnn.bricks import Conv2dAdaptivePadding, wrappers
@@ -22,6 +23,7 @@ from .kernel_warehouse import (
 from .planning import plan_network, warehouse_network
 from .sample_conv import get_temperature, set_temperature
 from .sample_conv.replacing import PLAIN_LAYERS, PlainLayer, pad_to_ceil
+from .registry import register_classifiers, register_scope
 
 __version__ = '0.1.0'
 
@@ -41,6 +43,9 @@ PLAIN_LAYERS.update(
         Conv2dAdaptivePadding: PlainLayer(2, pad_to_ceil),
     }
 )
+
+register_scope()
+register_classifiers()
 
 __all__ = [
     'CondConv2d',
