@@ -21,9 +21,9 @@ from .kernel_warehouse import (
     unfold_attentions,
 )
 from .planning import plan_network, warehouse_network
+from .registry import register_classifiers, register_scope
 from .sample_conv import get_temperature, set_temperature
 from .sample_conv.replacing import PLAIN_LAYERS, PlainLayer, pad_to_ceil
-from .registry import register_classifiers, register_scope
 
 __version__ = '0.1.0'
 

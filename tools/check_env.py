@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / 'requirements.txt'
-PACKAGE_OF_MODULE = {'sklearn': 'scikit-learn', 'cv2': 'opencv-python'}
+PACKAGE_OF_MODULE = {'mim': 'openmim', 'sklearn': 'scikit-learn', 'cv2': 'opencv-python'}
 
 
 def read_requirements():

@@ -9,8 +9,6 @@ import sys
 import pytest
 from tiny_runs import ROOT, load_tool
 
-from mmkw.registry import MODEL_INDEX
-
 FIVE_LINES = """
 _base_ = 'mmkw::demo/kw-resnet18-1x_digits.py'
 train_dataloader = dict(dataset=dict(data_root='digits/imagenet', indices=16))
@@ -88,7 +86,6 @@ def test_models_by_name_and_configs_by_scope(installed, tmp_path):
 
 @pytest.mark.slow
 def test_training_and_testing_with_mim_from_a_config_of_five_lines(installed, tmp_path):
-    pytest.importorskip('mim')
     tools = installed / 'mmkw/.mim/tools'
     run(installed, tmp_path, tools / 'dataset_converters/digits.py', 'digits', '--renderings', '1')
     (tmp_path / 'mine.py').write_text(FIVE_LINES)
@@ -118,8 +115,3 @@ def test_every_model_is_listed_with_what_the_tables_say():
         listed = [model['Name'] for model in tool.metafile(folder, text)['Models']]
         assert len(set(listed)) == len(listed)
         assert configs == set(listed)
-
-
-def test_list_of_models_beside_configs_and_tools():
-    assert MODEL_INDEX.is_file()
-    assert (MODEL_INDEX.parent / 'tools/train.py').is_file()

@@ -56,9 +56,7 @@ def metafile(folder, text):
     models = []
     for row in table_rows(text):
         name = row['config'][: -len('.py')]
-        metadata = dict(
-            {'Training Data': data}, Parameters=int(row['parameters'].replace(',', ''))
-        )
+        metadata = dict({'Training Data': data}, Parameters=int(row['parameters'].replace(',', '')))
         recipe = re.search(r'_(\d+)xb(\d+)-(\d+)e_', name)
         if recipe:
             metadata['Epochs'] = int(recipe[3])
