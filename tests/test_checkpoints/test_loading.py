@@ -330,7 +330,7 @@ def test_other_archives(tmp_path):
     path = tmp_path / 'archive.zip'
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('folder/notes.txt', 'hello')
-    with pytest.raises(CheckpointError, match='zip archive, but damaged or not one'):
+    with pytest.raises(CheckpointError, match='zip archive, but not one that torch'):
         load_checkpoint(path)
 
     script = tmp_path / 'script.pth'
