@@ -15,3 +15,14 @@ def blocks(request, monkeypatch):
     monkeypatch.setitem(blockwise.BLOCK_BYTES, 'cpu', request.param)
     if request.param == 1:
         monkeypatch.setattr(blockwise, 'MIN_ROWS', 4)
+
+
+@pytest.fixture
+def default_scope():
+    """Leave MMEngine's global default scope as it was; runs in this process change it."""
+    from mmengine.registry import DefaultScope
+
+    before = DefaultScope.get_current_instance()
+    yield
+    if before is not None:
+        DefaultScope.get_instance(before.instance_name, scope_name=before.scope_name)

@@ -12,6 +12,7 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import load_checkpoint as load_with_mmengine
 from mmpretrain.models.backbones import ConvNeXt, MobileNetV2, ResNet, VisionTransformer
+from tiny_runs import load_tool
 
 import mmkw
 from mmkw.backbones import KWConvNeXt, KWMobileNetV2, KWResNet
@@ -589,25 +590,27 @@ model = dict(
 """
 
 
-def run_tool(folder, *arguments):
-    (folder / 'config.py').write_text(CONFIG)
-    return subprocess.run(
-        [sys.executable, TOOL, 'config.py', *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def run_tool(tmp_path, monkeypatch, capsys, default_scope):
+    """Runs the tool in this process; returns what it printed."""
+    (tmp_path / 'config.py').write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+
+    def run_tool(*arguments):
+        load_tool('model_converters/plain_to_mmkw').main(['config.py', *arguments])
+        return capsys.readouterr().out
+
+    return run_tool
 
 
-def test_tool_writes_a_checkpoint_that_loads_strictly(tmp_path):
+def test_tool_writes_a_checkpoint_that_loads_strictly(tmp_path, run_tool):
     plain = plain_classifier('ResNet')
     torch.save(renamed(plain.state_dict(), TIMM_RESNET), tmp_path / 'plain.pth')
-    run = run_tool(tmp_path, 'plain.pth', 'kw.pth')
-    assert run.returncode == 0, run.stderr
-    assert 'starts fresh: head.fc\n' in run.stdout
-    assert 'not used: fc.weight, fc.bias\n' in run.stdout
+    shown = run_tool('plain.pth', 'kw.pth')
+    assert 'starts fresh: head.fc\n' in shown
+    assert 'not used: fc.weight, fc.bias\n' in shown
     names = 'names: backbone of OpenMMLab, or ResNet of torchvision or timm'
-    assert f'plain.pth ({names}): 120 tensors -> ' in run.stdout
+    assert f'plain.pth ({names}): 120 tensors -> ' in shown
 
     checkpoint = load_checkpoint(tmp_path / 'kw.pth')
     assert checkpoint['meta']['source'] == 'plain.pth'
@@ -622,23 +625,24 @@ def test_tool_writes_a_checkpoint_that_loads_strictly(tmp_path):
     load_with_mmengine(network, str(tmp_path / 'kw.pth'), strict=True)
 
 
-def test_dry_run_shows_the_mapping_and_writes_nothing(tmp_path):
+def test_dry_run_shows_the_mapping_and_writes_nothing(tmp_path, run_tool):
     torch.save(plain_classifier('ResNet').state_dict(), tmp_path / 'plain.pth')
-    run = run_tool(tmp_path, 'plain.pth', '--dry-run', '--cfg-options', 'model.backbone.budget=2')
-    assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
+    options = ['--cfg-options', 'model.backbone.budget=2']
+    lines = run_tool('plain.pth', '--dry-run', *options).splitlines()
     assert 'backbone.conv1.weight -> backbone.conv1.weight' in lines
     cells = 'backbone.warehouses.layer1.cells: 9 cells, 18 to 34'
     assert f'backbone.layer1.0.conv2.weight -> {cells}' in lines
     assert {path.name for path in tmp_path.iterdir()} == {'config.py', 'plain.pth'}
 
 
-def test_tool_says_in_one_line_what_is_wrong(tmp_path):
+def test_tool_says_in_one_line_what_is_wrong(tmp_path, run_tool):
     torch.save(dict(weight=torch.zeros(3)), tmp_path / 'other.pth')
-    run = run_tool(tmp_path, 'other.pth', 'kw.pth')
-    assert run.returncode == 1
-    assert len(run.stderr.splitlines()) == 1
-    assert run.stderr.startswith('error: other.pth cannot start the network: its names are of no')
+    with pytest.raises(SystemExit) as error:
+        run_tool('other.pth', 'kw.pth')
+    assert '\n' not in str(error.value)
+    assert str(error.value).startswith(
+        'error: other.pth cannot start the network: its names are of'
+    )
     assert not (tmp_path / 'kw.pth').exists()
 
 

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmkw.checkpoints.warm_starting import convert_plain  # noqa: E402
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description='Turn the checkpoint of a plain ResNet, MobileNetV2, ConvNeXt or vision '
         'transformer into one for the KernelWarehouse model of a config, with budgets of at least '
@@ -51,7 +51,7 @@ def parse_args():
         help='settings to change in the config, such as model.backbone.budget=4',
     )
     add_debug_option(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.dst is None and not args.dry_run:
         parser.error('name the file to write, or give --dry-run')
     return args
@@ -81,8 +81,8 @@ def drop_pretrained(config):
             del config['init_cfg']
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     with clear_errors(args.debug):
         dst = None if args.dry_run else args.dst
         checkpoint, result = convert_plain(build_model(args), args.src, dst)

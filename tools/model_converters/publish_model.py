@@ -12,7 +12,7 @@ from cli_common import add_debug_option, clear_errors  # noqa: E402
 from mmkw.checkpoints import publish_checkpoint  # noqa: E402
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description='Publish a checkpoint: its weights and metadata only, with the first 8 digits '
         "of the file's SHA-256 in its name. The file is read without running code from it."
@@ -25,11 +25,11 @@ def parse_args():
         help='publish the weights that the optimizer moved instead of their averages',
     )
     add_debug_option(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     with clear_errors(args.debug):
         path = publish_checkpoint(args.src, args.dst, use_ema=not args.no_ema)
     print(f'{args.src} -> {path} ({os.path.getsize(path) / 1e6:.1f} MB)')
