@@ -27,8 +27,12 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[BinaryIO]
 
     Raises:
         FileNotFoundError: if the destination's folder does not exist.
+        OSError: if the destination is a device, a folder, or a link that leads to itself.
     """
-    path = Path(path)
+    # The file that a link names is replaced, rather than the link.
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() or path.is_symlink():
+        raise OSError(f'cannot write {path}: it is not an ordinary file; name another destination')
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f'cannot write {path}: the folder {path.parent} does not exist; create it first'
@@ -52,6 +56,21 @@ def write_whole(content: bytes | str, path: str | os.PathLike, sync: bool = Fals
 
 
 def remove_partial_files(folder: str | os.PathLike) -> None:
-    """Remove what killed processes left of files that they were writing to a folder."""
+    """Remove what dead processes of this machine left of files that they were writing to a folder.
+
+    Files of running processes stay, such as those of another run in the same folder.
+    """
     for path in Path(folder).glob(_PARTIAL.format(name='*', pid='*')):
-        path.unlink(missing_ok=True)
+        pid = path.name.split('.')[-2]
+        if pid.isdecimal() and not _is_running(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -38,3 +38,23 @@ def test_an_error_while_writing_leaves_the_earlier_file_alone(tmp_path):
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='the folder .*none does not exist'):
         write_whole('', tmp_path / 'none' / 'note.txt')
+
+
+def test_the_file_behind_a_link_is_replaced(tmp_path):
+    path, link = tmp_path / 'file.txt', tmp_path / 'folder' / 'link.txt'
+    link.parent.mkdir()
+    link.symlink_to('../file.txt')
+    for content in ('first', 'second'):
+        write_whole(content, link)
+        assert path.read_text() == content
+        assert link.is_symlink()
+    assert set(tmp_path.iterdir()) == {path, link.parent}
+
+
+def test_devices_and_folders_are_refused(tmp_path):
+    for path in ('/dev/null', tmp_path):
+        with pytest.raises(OSError, match='not an ordinary file'):
+            write_whole('', path)
+    (tmp_path / 'loop').symlink_to('loop')
+    with pytest.raises(OSError, match='loop'):
+        write_whole('', tmp_path / 'loop')

@@ -9,12 +9,16 @@ from pathlib import Path
 from .loading import CheckpointError, UnsafeCheckpointError, load_checkpoint
 
 
+# What a run has to go on with; files of weights, and the best checkpoints, lack the optimizer.
+_NEEDED = {'meta', 'message_hub', 'optimizer'}
+
+
 def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
     """Find the checkpoint to resume from in the folder of a run.
 
-    That is the one which MMEngine names in the folder's file ``last_checkpoint``. If that is
-    missing or damaged, it is the newest complete one beside it or in ``work_dir`` that holds the
-    optimizer's state; a warning says so.
+    That is the one which MMEngine names in the folder's file ``last_checkpoint``. If it is not
+    there, damaged, or without the optimizer's state, it is the newest good one beside it or in
+    ``work_dir``; a warning says so.
 
     Args:
         work_dir: the folder; it need not exist.
@@ -27,39 +31,49 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
         UnsafeCheckpointError: if one asks for classes that are not admitted.
     """
     note = Path(work_dir) / 'last_checkpoint'
-    named = note.read_text().strip() if note.is_file() else ''
-    # Other backends, and checkpoints of DeepSpeed, which are folders, are MMEngine's to load.
-    if '://' in named or (named and os.path.isdir(named)):
-        return named
     problems = []
-    if named:
+    named = ''
+    if os.path.lexists(note):
         try:
-            load_checkpoint(named, map_location='meta')
+            named = note.read_text(encoding='utf-8').strip()
+            if not named or '\0' in named:
+                problems.append(f'{note} is empty')
+                named = ''
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f'{note} cannot be read ({error})')
+    # Other backends, and checkpoints of DeepSpeed, which are folders, are MMEngine's to load.
+    if '://' in named or (named and any(Path(named).glob('**/*_states.pt'))):
+        return named
+    if named:
+        problem = _problem(named)
+        if problem is None:
             return named
-        except UnsafeCheckpointError:
-            raise
-        except (CheckpointError, FileNotFoundError) as error:
-            problems.append(str(error))
-    elif note.is_file():
-        problems.append(f'{note} is empty')
+        problems.append(problem or f'{named} holds no state of a run, such as the optimizer')
 
     folders = {Path(work_dir), Path(named).parent if named else Path(work_dir)}
     others = {path for folder in folders for path in folder.glob('*.pth')} - {Path(named)}
-    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
-        try:
-            checkpoint = load_checkpoint(path, map_location='meta')
-        except UnsafeCheckpointError:
-            raise
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        if isinstance(checkpoint, dict) and {'meta', 'message_hub', 'optimizer'} <= set(checkpoint):
+    for path in sorted(others, key=lambda path: path.lstat().st_mtime, reverse=True):
+        problem = _problem(path)
+        if problem is None:
             if problems:
                 warnings.warn(f'resuming from {path}, since {"; ".join(problems)}', stacklevel=2)
             return str(path)
+        if problem:
+            problems.append(problem)
     if problems:
         raise CheckpointError(
             f'{work_dir} has no complete checkpoint to resume from: {"; ".join(problems)}. To '
             f'train from the beginning, remove {note} and the damaged files'
         )
     return None
+
+
+def _problem(path: str | os.PathLike) -> str | None:
+    """Why a run cannot go on from a file: empty if it holds only weights, ``None`` if it can."""
+    try:
+        checkpoint = load_checkpoint(path, map_location='meta')
+    except UnsafeCheckpointError:
+        raise
+    except (CheckpointError, OSError) as error:
+        return str(error)
+    return None if isinstance(checkpoint, dict) and set(checkpoint) >= _NEEDED else ''

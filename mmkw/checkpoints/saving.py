@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -21,12 +22,37 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
 
     Raises:
         FileNotFoundError: if the destination's folder does not exist.
+        OSError: if the disk is full, or the destination a device or a folder.
     """
     if Path(path).suffix == SUFFIX:
         save_bytes(checkpoint_to_bytes(checkpoint), path)
         return
     with whole_file(path) as file:
-        torch.save(checkpoint, file)
+        recorder = _ErrorRecorder(file)
+        try:
+            torch.save(checkpoint, recorder)
+        except RuntimeError:
+            # torch says only that it could not write, not why.
+            if recorder.error is not None:
+                raise recorder.error from None
+            raise
+
+
+class _ErrorRecorder:
+    """A file to write to, which remembers why that failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def save_bytes(content: bytes, path: str | os.PathLike) -> None:

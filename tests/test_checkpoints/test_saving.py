@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import subprocess
 import warnings
 from contextlib import contextmanager
 
@@ -38,7 +39,7 @@ def full_disk():
 def test_failed_write_leaves_the_earlier_file(write, tmp_path):
     path = tmp_path / 'file.pth'
     path.write_bytes(b'earlier')
-    with pytest.raises((OSError, RuntimeError)), full_disk():
+    with pytest.raises(OSError, match='File too large'), full_disk():
         write(dict(weight=torch.zeros(5000)), str(path))
     assert path.read_bytes() == b'earlier'
     assert list(tmp_path.iterdir()) == [path]
@@ -59,12 +60,16 @@ def current_umask():
     return mask
 
 
-def test_partial_files_are_removed(tmp_path):
-    for name in ('.epoch_3.pth.123.partial', 'epoch_2.pth', '.hidden', 'notes.partial'):
+def test_partial_files_of_dead_processes_are_removed(tmp_path):
+    with subprocess.Popen(['true']) as dead:
+        dead.wait()
+    running = f'.epoch_3.pth.{os.getpid()}.partial'
+    kept = {running, 'epoch_2.pth', '.hidden', 'notes.partial', '.a.b.partial'}
+    for name in (*kept, f'.epoch_3.pth.{dead.pid}.partial'):
         (tmp_path / name).touch()
     remove_partial_files(tmp_path)
     remove_partial_files(tmp_path / 'none')
-    assert {path.name for path in tmp_path.iterdir()} == {'epoch_2.pth', '.hidden', 'notes.partial'}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 @pytest.fixture
@@ -112,6 +117,62 @@ def test_falls_back_to_the_newest_complete_one(damage, message, run):
     torch.save(best, run / 'best_accuracy_epoch_1.pth')
     with pytest.warns(UserWarning, match=f'resuming from .*epoch_2.pth, since .*{message}'):
         assert latest_checkpoint(run) == str(run / 'epoch_2.pth')
+
+
+def name_folder(run):
+    (run / 'last_checkpoint').write_text(str(run))
+
+
+def name_weights(run):
+    torch.save(dict(state_dict=dict(weight=torch.ones(1))), run / 'weights.pth')
+    os.utime(run / 'weights.pth', (0, 0))
+    (run / 'last_checkpoint').write_text(str(run / 'weights.pth'))
+
+
+def name_no_text(run):
+    (run / 'last_checkpoint').write_bytes(b'\xff\xfe\x80')
+
+
+def name_link(run):
+    (run / 'link.pth').symlink_to(run / 'gone.pth')
+    (run / 'last_checkpoint').write_text(str(run / 'link.pth'))
+
+
+def be_a_link(run):
+    (run / 'last_checkpoint').unlink()
+    (run / 'last_checkpoint').symlink_to(run / 'gone')
+
+
+@pytest.mark.parametrize(
+    ('prepare', 'message'),
+    [
+        (name_folder, 'is a folder'),
+        (name_weights, 'weights.pth holds no state of a run'),
+        (name_no_text, 'last_checkpoint cannot be read'),
+        (name_link, 'link.pth does not exist'),
+        (be_a_link, 'last_checkpoint cannot be read'),
+    ],
+)
+def test_odd_notes_lead_to_the_next_good_one(prepare, message, run):
+    prepare(run)
+    with pytest.warns(UserWarning, match=f'epoch_3.pth, since .*{message}'):
+        assert latest_checkpoint(run) == str(run / 'epoch_3.pth')
+
+
+def test_odd_files_beside_it(run):
+    (run / 'last_checkpoint').unlink()
+    (run / 'link.pth').symlink_to(run / 'gone.pth')
+    (run / 'folder.pth').mkdir()
+    with pytest.warns(UserWarning, match='epoch_3.pth, since .*gone|link'):
+        assert latest_checkpoint(run) == str(run / 'epoch_3.pth')
+
+
+def test_sparse_tensors_in_a_checkpoint(run):
+    checkpoint = load_checkpoint(run / 'epoch_3.pth')
+    checkpoint['state_dict']['sparse'] = torch.eye(3).to_sparse()
+    checkpoint['state_dict']['rows'] = torch.eye(3).to_sparse_csr()
+    torch.save(checkpoint, run / 'epoch_3.pth')
+    assert latest_checkpoint(run) == str(run / 'epoch_3.pth')
 
 
 def test_killed_while_noting_the_last_one(run):
