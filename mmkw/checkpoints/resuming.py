@@ -8,7 +8,6 @@ from pathlib import Path
 
 from .loading import CheckpointError, UnsafeCheckpointError, load_checkpoint
 
-
 # What a run has to go on with; files of weights, and the best checkpoints, lack the optimizer.
 _NEEDED = {'meta', 'message_hub', 'optimizer'}
 
