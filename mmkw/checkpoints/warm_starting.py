@@ -249,6 +249,8 @@ def _find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
                 f'it is of a KernelWarehouse network, as it has {name}; load it as it is or, if '
                 f"it is from the authors' release, convert it with kernelwarehouse_to_mmkw.py"
             )
+        if f'module.{name}' in found:
+            raise ValueError(f"it has both {name!r} and 'module.{name}'; remove one of them")
     if all(name.startswith('module.') for name in found):
         # Saved from DistributedDataParallel.
         return {name[len('module.') :]: value for name, value in found.items()}
@@ -272,13 +274,14 @@ def _recognise(
             return classifier + renamed[len(_CLASSIFIERS[0]) :]
         return renamed
 
-    best, best_score = None, 0
+    best, best_score = None, (0, 0)
     for source_format, rules in FORMATS.items():
         targets = {name: target(name, rules) for name in source}
-        score = sum(
-            new in expected and new.startswith(_BACKBONE) for new in targets.values() if new
-        )
-        if score > best_score:
+        in_backbone = [new for new in targets.values() if new and new.startswith(_BACKBONE)]
+        # A bare backbone finds its own names in every format. That of backbones knows the others
+        # in such a file, too, so that those of a deeper network are not overlooked.
+        score = (sum(new in expected for new in in_backbone), len(in_backbone) if prefix else 0)
+        if score[0] and score > best_score:
             best, best_score = (source_format, targets), score
     if best is None:
         needed = [name[len(prefix) :] for name in expected if name.startswith(_BACKBONE)]

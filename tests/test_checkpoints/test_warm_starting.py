@@ -693,3 +693,39 @@ def run_python(folder, *command):
     run = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     return run.stdout
+
+
+@pytest.mark.parametrize(
+    ('network', 'plain'),
+    [
+        (
+            dict(type='KWResNet', depth=18, stem_channels=8, base_channels=8),
+            dict(type='ResNet', depth=34, stem_channels=8, base_channels=8),
+        ),
+        (
+            dict(type='KWResNet', depth=50, stem_channels=8, base_channels=8, expansion=4),
+            dict(type='ResNet', depth=101, stem_channels=8, base_channels=8, expansion=4),
+        ),
+        (
+            dict(type='KWConvNeXt', arch=dict(depths=[1] * 4, channels=[16] * 4)),
+            dict(type='ConvNeXt', arch=dict(depths=[1, 1, 2, 1], channels=[16] * 4)),
+        ),
+    ],
+    ids=['ResNet34', 'ResNet101', 'ConvNeXt'],
+)
+def test_bare_backbones_refuse_deeper_ones(network, plain):
+    network = MODELS.build(network)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    plain = MODELS.build(dict(plain, type=f'mmpretrain.{plain["type"]}')).state_dict()
+    with pytest.raises(ValueError, match='no place for its .*another architecture or depth'):
+        warm_start(network, plain)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_name_with_and_without_module_is_refused():
+    network = MODELS.build(dict(type='KWResNet', depth=18, stem_channels=8, base_channels=8))
+    plain = ResNet(18, stem_channels=8, base_channels=8).state_dict()
+    plain['module.conv1.weight'] = plain['conv1.weight'] + 1
+    with pytest.raises(ValueError, match="both 'conv1.weight' and 'module.conv1.weight'"):
+        warm_start(network, plain)
