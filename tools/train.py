@@ -19,7 +19,7 @@ from cli_common import (
 from mmengine.device import get_device
 
 from mmkw.analysis.configs import type_name
-from mmkw.checkpoints import latest_checkpoint
+from mmkw.checkpoints import latest_checkpoint, take_seed
 from mmkw.files import remove_partial_files
 
 
@@ -67,6 +67,8 @@ def apply_arguments(config, args):
     if config.get('resume') and config.get('load_from') is None:
         # MMEngine would take what the file last_checkpoint says, whatever became of that.
         config.load_from = latest_checkpoint(config.work_dir)
+    if config.get('resume') and config.load_from is not None:
+        take_seed(config, config.load_from)
     hook = config.get('default_hooks', {}).get('checkpoint') or {}
     if hook.get('max_keep_ckpts') == 1:
         warnings.warn(

@@ -7,7 +7,7 @@ from .installation import install, uninstall
 from .loading import CheckpointError, UnsafeCheckpointError, allow_classes, load_checkpoint
 from .publishing import publish_checkpoint
 from .released_conversion import convert_released
-from .resuming import latest_checkpoint
+from .resuming import latest_checkpoint, take_seed
 from .saving import save_checkpoint
 from .warm_starting import WarmStart, convert_plain, warm_start
 
@@ -23,6 +23,7 @@ __all__ = [
     'load_checkpoint',
     'publish_checkpoint',
     'save_checkpoint',
+    'take_seed',
     'uninstall',
     'warm_start',
 ]

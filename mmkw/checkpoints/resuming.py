@@ -76,3 +76,24 @@ def _problem(path: str | os.PathLike) -> str | None:
     except (CheckpointError, OSError) as error:
         return str(error)
     return None if isinstance(checkpoint, dict) and set(checkpoint) >= _NEEDED else ''
+
+
+def take_seed(config: dict, path: str | os.PathLike) -> None:
+    """Give a config without a seed the one of the run that a checkpoint is from.
+
+    MMEngine takes the seed from the checkpoint, too, but after it built the samplers, which then
+    shuffle with another seed than before.
+
+    Args:
+        config: of the runner; ``randomness.seed`` is set if it is missing or ``None``.
+        path: the checkpoint to resume from. Addresses such as URLs are left to MMEngine.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint` does.
+    """
+    randomness = config.setdefault('randomness', dict(seed=None))
+    if randomness.get('seed') is not None or '://' in os.fspath(path) or os.path.isdir(path):
+        return
+    checkpoint = load_checkpoint(path, map_location='meta')
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    randomness['seed'] = meta.get('seed') if isinstance(meta, dict) else None

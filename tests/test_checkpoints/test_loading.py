@@ -380,8 +380,7 @@ def toy_runner(work_dir, epochs, **kwargs):
         ],
         custom_hooks=[dict(type='EMAHook')],
         experiment_name=f'{work_dir.name}_{epochs}',
-        randomness=dict(seed=0),
-        **kwargs,
+        **{'randomness': dict(seed=0), **kwargs},
     )
 
 

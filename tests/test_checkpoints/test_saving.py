@@ -18,6 +18,7 @@ from mmkw.checkpoints import (
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    take_seed,
 )
 from mmkw.files import remove_partial_files
 
@@ -222,3 +223,22 @@ def test_classes_that_are_not_admitted_are_no_damage(name, run):
     torch.save(Payload(), run / name)
     with pytest.raises(UnsafeCheckpointError, match='posix.system'):
         latest_checkpoint(run)
+
+
+def test_a_run_without_a_seed_is_resumed_with_its_own(tmp_path):
+    """The same batches as without the interruption: DefaultSampler shuffles with this seed."""
+    first = toy_runner(tmp_path, epochs=2, randomness=dict(seed=None))
+    first.train()
+    config = dict(resume=True, load_from=latest_checkpoint(tmp_path))
+    take_seed(config, config['load_from'])
+    assert config['randomness'] == dict(seed=first.seed)
+    second = toy_runner(tmp_path, epochs=3, **config)
+    second.train()
+    samplers = [runner.train_dataloader.sampler for runner in (first, second)]
+    for sampler in samplers:
+        sampler.set_epoch(2)
+    assert list(samplers[0]) == list(samplers[1])
+
+    config = dict(randomness=dict(seed=7, deterministic=True))
+    take_seed(config, tmp_path / 'epoch_3.pth')
+    assert config['randomness'] == dict(seed=7, deterministic=True)
