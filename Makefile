@@ -3,7 +3,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two set-ups at once would get into each other's way
-.PHONY: help setup demo test test-slow test-torch lint clean
+.PHONY: help setup demo test test-slow test-torch lint docs figures clean
 
 # OpenMP threads that wait should sleep: spinning, they slow training many times over wherever
 # another process needs the core.
@@ -64,6 +64,14 @@ lint: ## check style and formatting with ruff
 	$(call prepare,ruff)
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
+
+docs: ## build the documentation into docs/_build; warnings are errors
+	$(call prepare,$(RUN_NEEDS) sphinx myst_parser furo sphinx_copybutton)
+	PYTHONPATH='$(CURDIR)' "$(PY)" -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+figures: ## draw the pictures of the documentation again
+	$(call prepare,$(RUN_NEEDS))
+	"$(PY)" docs/draw_figures.py
 
 clean: ## remove caches; keeps .venv, data and work_dirs
 	find mmkw configs tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -138,7 +138,7 @@ sys.exit($FORCE_CUDA and mmcv.ops.get_compiling_cuda_version() == 'not available
 }
 
 install_mmkw() {
-    pip_install --editable '.[demo,test]' && pip_install --no-deps openmim &&
+    pip_install --editable '.[demo,docs,test]' && pip_install --no-deps openmim &&
         "$python" -c 'import mim, mmdet, mmpretrain'
 }
 

@@ -86,8 +86,7 @@ class CondConv2d(_CondLayer, KernelBankConv2d):
     """CondConv: each sample's kernel is a sum of ``K`` experts by sigmoid routing weights.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype: as in ``nn.Conv2d``; the bias is static.
+        in_channels, ..., dtype: all arguments as in ``nn.Conv2d``; the bias is static.
         num_kernels: ``K``, the number of experts. Defaults to 8.
 
     Raises:

@@ -49,8 +49,7 @@ class DYConv2d(KernelBankConv2d):
     """DY-Conv: each sample's kernel is an average of ``K`` kernels by softmax attentions.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype: as in ``nn.Conv2d``; the bias is static.
+        in_channels, ..., dtype: all arguments as in ``nn.Conv2d``; the bias is static.
         num_kernels: ``K``. Defaults to 4.
         reduction: hidden width of the attention relative to ``in_channels``. Defaults to 1/4.
 

@@ -119,8 +119,7 @@ class ODConv2d(KernelBankConv2d):
     the kernel has one position, and no kernel attention with one kernel.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype: as in ``nn.Conv2d``; the bias is static.
+        in_channels, ..., dtype: all arguments as in ``nn.Conv2d``; the bias is static.
         num_kernels: ``K``. Defaults to 4 (the paper's 4x).
         reduction: hidden width of the attention relative to ``in_channels``; the width is at
             least 16. Defaults to 1/16.

@@ -136,8 +136,7 @@ class _KWConvNd(KWLayer, DynamicConvNd):
     plain convolution, and so are the shapes. A batch dimension is required. The bias is static.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype: as in the plain convolution.
+        in_channels, ..., dtype: all arguments as in the plain convolution.
         budget: ``b``, the cells of the layer's own warehouse per linear mixture. ``None`` leaves
             the layer to a plan, see :func:`apply_plan`. Defaults to 1.
         cell_ratio: cell channels relative to the kernel's, one number or (output, input).

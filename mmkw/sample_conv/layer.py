@@ -112,8 +112,7 @@ class DynamicConvNd(DynamicLayer):
     plain convolution, and so are the shapes. A batch dimension is required. The bias is static.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype: as in the plain convolution.
+        in_channels, ..., dtype: all arguments as in the plain convolution.
 
     Attributes:
         plain_type: class attribute, the plain convolution of PyTorch.
