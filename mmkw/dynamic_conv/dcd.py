@@ -129,7 +129,7 @@ class DCDConv2d(_DCDLayer, DynamicConvNd):
     :math:`\max(\lfloor\max(4C, L^2) / 16\rfloor, 4)` hidden ones.
 
     Args:
-        in_channels, ..., dtype: all arguments but ``groups`` as in ``nn.Conv2d``; the bias is static.
+        in_channels, ..., dtype: all but ``groups`` as in ``nn.Conv2d``; the bias is static.
         groups: 1, as the residual has no groups.
 
     Raises:

@@ -57,8 +57,8 @@ def test_python_blocks(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     'page, code',
-    blocks('shell', marked=False),
-    ids=lambda value: getattr(value, 'name', None),
+    list(blocks('shell', marked=False)),
+    ids=lambda value: getattr(value, 'name', '...'),
 )
 def test_shell_blocks_run(page, code, tmp_path):
     lines = [line.removeprefix('$ ') for line in code.splitlines()]
