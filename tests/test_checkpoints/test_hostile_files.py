@@ -185,6 +185,7 @@ def archive_of(body):
     with zipfile.ZipFile(buffer, 'w') as archive:
         archive.writestr('a/data.pkl', b'\x80\x02' + body + b'.')
         archive.writestr('a/data/0', bytes(4))
+        archive.writestr('a/version', b'3\n')
     return buffer.getvalue()
 
 

@@ -242,7 +242,8 @@ def initialise(path, damage, weights, log):
 
 
 @pytest.mark.parametrize(
-    ('count', 'seed'), [(33, 0), pytest.param(396, None, marks=pytest.mark.slow)]
+    ('count', 'seed'),
+    [(33, 0), *(pytest.param(486, seed, marks=pytest.mark.slow) for seed in (1, None))],
 )
 def test_damaged_checkpoints(count, seed, tmp_path, files, whole, log):
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed

@@ -108,3 +108,21 @@ def test_missing_library_is_named(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'safetensors>=0\.4,<1'"):
         save_checkpoint(dict(state_dict={}), tmp_path / 'model.safetensors')
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_every_map_location_is_honoured(suffix, tmp_path):
+    path = tmp_path / f'a{suffix}'
+    save_checkpoint(dict(state_dict=dict(w=torch.arange(3.0))), path)
+    for place in ('meta', torch.device('meta'), {'cpu': 'meta'}):
+        assert load_checkpoint(path, place)['state_dict']['w'].is_meta
+    for place in ('cpu', None, {}, lambda storage, location: None):
+        assert load_checkpoint(path, place)['state_dict']['w'].tolist() == [0, 1, 2]
+
+    def full(storage, location):
+        raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+
+    with pytest.raises(torch.cuda.OutOfMemoryError, match='^CUDA out of memory'):
+        load_checkpoint(path, full)
+    with pytest.raises(CheckpointError, match="cannot be put on 'nowhere'.*map_location='cpu'"):
+        load_checkpoint(path, 'nowhere')
