@@ -60,10 +60,11 @@ test-torch: ## run the tests of checkpoints with another torch, such as TORCH=2.
 		touch $(TORCH_ENV)/.complete; }
 	PYTHONPATH='$(CURDIR)' $(TORCH_ENV)/bin/python -m pytest $(TORCH_TESTS) $(PYTEST_ARGS)
 
-lint: ## check style and formatting with ruff
-	$(call prepare,ruff)
+lint: ## check style and formatting with ruff, and types with mypy
+	$(call prepare,ruff mypy)
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
+	"$(PY)" -m mypy
 
 docs: ## build the documentation into docs/_build; warnings are errors
 	$(call prepare,$(RUN_NEEDS) sphinx myst_parser furo sphinx_copybutton)
@@ -75,4 +76,4 @@ figures: ## draw the pictures of the documentation again
 
 clean: ## remove caches; keeps .venv, data and work_dirs
 	find mmkw configs tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf .pytest_cache .ruff_cache
+	rm -rf .pytest_cache .ruff_cache .mypy_cache docs/_build
