@@ -1,5 +1,6 @@
 """Training hooks."""
 
+from .attention_hook import KWAttentionHook
 from .temperature_hook import KWDisableAttentionInitHook, KWTemperatureHook
 
-__all__ = ['KWDisableAttentionInitHook', 'KWTemperatureHook']
+__all__ = ['KWAttentionHook', 'KWDisableAttentionInitHook', 'KWTemperatureHook']

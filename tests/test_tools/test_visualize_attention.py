@@ -1,0 +1,78 @@
+"""tools/analysis_tools/visualize_attention.py with a classifier and a detector."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from tiny_runs import (
+    CLASSIFIER,
+    DETECTOR,
+    load_tool,
+    refused,
+    write_classification_data,
+    write_detection_data,
+)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('attention')
+    write_classification_data(folder / 'images' / 'train')
+    write_detection_data(folder)
+    for name, text in (('tiny', CLASSIFIER), ('detector', DETECTOR)):
+        (folder / f'{name}.py').write_text(text)
+        config = Config.fromfile(folder / f'{name}.py')
+        init_default_scope(config.default_scope)
+        torch.manual_seed(0)
+        torch.save(MODELS.build(config.model).state_dict(), folder / f'{name}.pth')
+    return folder
+
+
+@pytest.fixture
+def look(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+
+    def look(*args):
+        load_tool('analysis_tools/visualize_attention').main([*args, '--work-dir=work'])
+        return ''.join(capsys.readouterr())
+
+    return look
+
+
+def test_classifier(look, folder):
+    shown = look('tiny.py', 'tiny.pth', '--out-dir=maps')
+    assert '2/2' in shown
+    statistics = json.loads((folder / 'maps' / 'statistics.json').read_text())
+    assert 'backbone.layer1.0.conv1' in statistics
+    with np.load(folder / 'maps' / 'attention.npz') as arrays:
+        mean = arrays['backbone.layer1.0.conv1/mean']
+    assert np.abs(mean).sum(-1).max() <= 1
+    drawn = sorted(path.stem for path in (folder / 'maps').glob('*.png'))
+    assert drawn == [f'backbone.warehouses.layer{i}' for i in (1, 2, 3, 4)]
+    assert cv2.imread(str(folder / 'maps' / f'{drawn[0]}.png')) is not None
+
+
+def test_two_images(look, folder):
+    images = ['images/train/bright/bright0.png', 'images/train/dark/dark0.png']
+    shown = look('tiny.py', 'tiny.pth', '--images', *images, '--out-dir=pair')
+    assert 'backbone.warehouses.layer4_compared.png' in shown
+    look('detector.py', 'detector.pth', '--images', 'scenes/0.png', 'scenes/1.png',
+         '--out-dir=scene_pair')  # fmt: skip
+    assert len(list((folder / 'scene_pair').glob('*_compared.png'))) == 4
+
+
+def test_detector(look):
+    assert '1/1' in look('detector.py', 'detector.pth', '--max-batches=1', '--out-dir=detected')
+
+
+def test_errors(look, folder):
+    tool = load_tool('analysis_tools/visualize_attention')
+    assert 'does not fit the model of tiny.py' in refused(tool, 'tiny.py', 'detector.pth')
+    line = refused(tool, 'tiny.py', 'tiny.pth', '--images', 'no.png', 'scenes/0.png')
+    assert 'image file no.png does not exist' in line
+    line = refused(tool, 'tiny.py', 'tiny.pth', '--max-batches=0')
+    assert 'must be at least 1' in line
