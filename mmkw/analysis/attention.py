@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,14 +62,14 @@ class LayerAttention:
 
 @dataclass
 class _Sums:
-    """Sums over the samples of one layer."""
+    """Sums over the samples of one layer: tensors, but numbers before the first sample."""
 
     count: int = 0
-    weights: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-    negative: Tensor | float = 0.0
-    entropy: Tensor | float = 0.0
-    initial: Tensor | float = 0.0
+    weights: Any = 0.0
+    squares: Any = 0.0
+    negative: Any = 0.0
+    entropy: Any = 0.0
+    initial: Any = 0.0
 
 
 @dataclass
@@ -111,7 +112,7 @@ class AttentionRecorder:
 
     def _adder(self, name: str):
         # Before the forward pass: layers that follow the routing of another one find it there.
-        def add(layer: DynamicLayer, inputs: tuple) -> None:
+        def add(layer: Any, inputs: tuple) -> None:
             with torch.no_grad(), _evaluating(layer.attention):
                 x = inputs[0]
                 if not len(x):
@@ -212,9 +213,9 @@ def save_attentions(attentions: Iterable[LayerAttention], path: str | os.PathLik
     statistics, such as ``<layer>/entropy``, and where the method has them
     ``<layer>/initial_cells``, -1 for none.
     """
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for attention in attentions:
-        values: Mapping[str, object] = attention.statistics()
+        values = attention.statistics()
         arrays[f'{attention.layer}/mean'] = attention.mean
         arrays[f'{attention.layer}/deviation'] = attention.deviation
         arrays.update({f'{attention.layer}/{name}': value for name, value in values.items()})
@@ -225,7 +226,7 @@ def save_attentions(attentions: Iterable[LayerAttention], path: str | os.PathLik
         np.savez_compressed(file, **arrays)
 
 
-def _groups(model: nn.Module, layers: Mapping[str, DynamicLayer]) -> dict[str, str]:
+def _groups(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, str]:
     names = {module: name for name, module in model.named_modules()}
     groups = {}
     for name, layer in layers.items():
