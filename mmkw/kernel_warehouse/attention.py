@@ -16,6 +16,8 @@ NormLayer = Union[str, Callable[[int], nn.Module]]
 
 _MIN_HIDDEN = 16
 _EPS = 1e-3
+# Normalisers below this one have a gradient that differs from Eq. 4, see `bound_gradient`.
+_MIN_STEEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> 
             (1 - \tau) \frac{z_{ij}}{\sum_{p=1}^{n+1} |z_{ip}| + 10^{-3}} \qquad (4)
 
     The sum runs over the ``n`` cells and the zero cell, whose own attention is then dropped: a
-    zero cell adds nothing to a mixture. The small constant is the released models'.
+    zero cell adds nothing to a mixture. The small constant is the released models'. The gradient
+    is bounded where all logits of a mixture are close to 0, see :func:`bound_gradient`.
 
     Args:
         logits: ``z``, shape ``(N, m, n + 1)``, the last column being the zero cell.
@@ -128,10 +131,34 @@ def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> 
     Returns:
         ``alpha``, shape ``(N, m, n)``, in at least float32.
     """
+    if torch.is_grad_enabled():
+        logits = bound_gradient(logits)
     normalised = logits[..., :-1] / normaliser(logits)[..., None]
     # lerp is exact at both ends: one-hot at temperature 1, untouched at 0.
     weight = temperature.to(normalised)
     return torch.lerp(normalised, beta.to(normalised).expand_as(normalised), weight)
+
+
+def bound_gradient(logits: Tensor) -> Tensor:
+    r"""The same logits, with a smaller gradient for mixtures whose logits are all close to 0.
+
+    Eq. 4 is as steep as :math:`1 / s`, where ``s`` is its denominator: 1000 at zero logits. If all
+    images of a batch are the same, the batch norm of the attention turns their differences, 0, into
+    zero hidden vectors and logits. Its own gradient has the factor
+    :math:`1 / \sqrt{10^{-5}} = 316` then, and layers multiply these factors up: over a ResNet18
+    gradients grow to :math:`10^{16}`, though the input says nothing about the loss.
+
+    So the gradient of a mixture is multiplied by :math:`(s / \delta)^3` where
+    :math:`s < \delta = 0.1`. The slope becomes :math:`s^2 / \delta^3`. It is at most
+    :math:`1 / \delta = 10`, and at zero logits 0.001: times 316 less than 1, so that gradients do
+    not grow from layer to layer, but not 0, so that a bias can still leave 0. With an exponent of
+    2 the product would be 32. Where ``s`` is larger, as in training on images that differ, the
+    gradient is that of Eq. 4. Values never change.
+    """
+    share = (normaliser(logits.detach()) / _MIN_STEEP).clamp(max=1)
+    logits = logits.to(share.dtype)
+    # lerp between equal values is exact, and its gradient has the weight as a factor.
+    return torch.lerp(logits.detach(), logits, share[..., None] ** 3)
 
 
 def normaliser(logits: Tensor) -> Tensor:

@@ -53,4 +53,4 @@ optim_wrapper = dict(
 
 custom_hooks = [dict(type='KWDisableAttentionInitHook')]
 # A checkpoint takes up to 1.5 GB.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3), finite_loss=dict(type='FiniteLossHook'))

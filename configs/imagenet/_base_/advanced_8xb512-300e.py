@@ -28,4 +28,7 @@ auto_scale_lr = dict(base_batch_size=4096)
 
 custom_hooks = [dict(type='KWTemperatureHook', epochs=20)]
 # All 300 checkpoints of a 4x model, optimizer state included, would fill a disk.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'),
+    finite_loss=dict(type='FiniteLossHook'),
+)

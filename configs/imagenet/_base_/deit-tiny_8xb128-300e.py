@@ -10,4 +10,7 @@ model = dict(backbone=dict(type='KWVisionTransformer'))
 train_dataloader = dict(batch_size=128)
 
 custom_hooks = [dict(type='KWTemperatureHook', epochs=20)]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'),
+    finite_loss=dict(type='FiniteLossHook'),
+)

@@ -22,4 +22,7 @@ param_scheduler = dict(
 train_cfg = dict(max_epochs=150)
 
 custom_hooks = [dict(type='KWTemperatureHook', epochs=15)]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'),
+    finite_loss=dict(type='FiniteLossHook'),
+)

@@ -15,4 +15,7 @@ optim_wrapper = dict(
 )
 
 custom_hooks = [dict(type='KWTemperatureHook', epochs=10)]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'),
+    finite_loss=dict(type='FiniteLossHook'),
+)

@@ -1,0 +1,51 @@
+"""A diverged run ends with an error, whatever it trains."""
+
+import pytest
+from test_temperature_hook import train
+from torch import nn
+
+from mmkw.hooks import FiniteLossHook
+from mmkw.kernel_warehouse import KWConv2d
+
+
+class DivergesAt(nn.Module):
+    """A layer whose weight a step turns to NaN."""
+
+    def __init__(self, call, value):
+        super().__init__()
+        self.layer, self.calls, self.call, self.value = KWConv2d(4, 4, 1), 0, call, value
+
+    def forward(self, x):
+        self.calls += 1
+        y = self.layer(x)
+        return y + self.value if self.calls >= self.call else y
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize(
+    ('interval', 'call', 'iteration'), [(3, 2, 3), (100, 2, 4), (100, 5, 8), (1, 7, 7)]
+)
+def test_run_stops_at_the_next_look_before_its_checkpoint(
+    tmp_path, value, interval, call, iteration
+):
+    hooks = [
+        dict(type='FiniteLossHook', interval=interval),
+        dict(type='KWTemperatureHook', iters=1),
+    ]
+    message = f'no longer a finite number in iteration {iteration} .*loss (nan|inf).*learning rate'
+    with pytest.raises(FloatingPointError, match=message):
+        train(tmp_path, hooks, layer=DivergesAt(call, value))
+    saved = sorted(path.name for path in tmp_path.glob('epoch_*.pth'))
+    assert saved == [f'epoch_{epoch}.pth' for epoch in range(1, (iteration - 1) // 4 + 1)]
+
+
+def test_finite_run_is_left_alone(tmp_path):
+    hooks = [dict(type='FiniteLossHook', interval=1), dict(type='KWTemperatureHook', iters=1)]
+    _, recorder = train(tmp_path, hooks, epochs=2)
+    assert len(recorder.used) == 8
+
+
+@pytest.mark.parametrize('interval', [0, -1, 1.5, None])
+def test_bad_interval_is_named(interval):
+    with pytest.raises(ValueError, match=f'interval of FiniteLossHook .* {interval}'):
+        FiniteLossHook(interval)
