@@ -93,7 +93,8 @@ def convnext_plan(
             integer.
     """
     budget = as_fraction('budget', budget)
-    if blocks_per_warehouse is not None and blocks_per_warehouse < 1:
+    is_count = isinstance(blocks_per_warehouse, int) and blocks_per_warehouse >= 1
+    if blocks_per_warehouse is not None and not is_count:
         raise ValueError(
             f'blocks_per_warehouse must be a positive integer or None, for all blocks of a stage, '
             f'but got {blocks_per_warehouse!r}'

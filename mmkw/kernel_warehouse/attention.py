@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Callable, Union
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..sample_conv.attention_linear import AttentionLinear
@@ -259,12 +260,12 @@ class KernelAttention(nn.Module):
         Raises:
             ValueError: if batch norm would have to train on a single sample.
         """
-        is_batch_norm = isinstance(self.norm, nn.BatchNorm1d)
-        if is_batch_norm and self.norm.training and len(pooled) == 1:
+        if len(pooled) == 1 and self.norm.training and _sees_one_process(self.norm):
             raise ValueError(
                 'the attention of a KW layer normalises over the batch and cannot train on a '
-                'batch of 1 sample; use at least 2 samples per device, norm_eval=True, or '
-                "norm_layer='LayerNorm' or 'SyncBatchNorm'"
+                'batch of 1 sample; use at least 2 samples per device, keep its norm in eval mode '
+                "(norm_eval=True of a backbone), or take norm_layer='LayerNorm', or "
+                "'SyncBatchNorm' on several GPUs"
             )
         return self.relu(self.norm(self.fc1(pooled)))
 
@@ -295,6 +296,13 @@ def _width(size: int, ratio: Ratio) -> int:
 def _has_bias_before(norm: nn.Module) -> bool:
     """Whether the linear layer before the norm has a bias, as in the release."""
     return not isinstance(norm, nn.modules.batchnorm._BatchNorm)
+
+
+def _sees_one_process(norm: nn.Module) -> bool:
+    """Whether it is a batch norm over the samples of this process alone."""
+    is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    is_alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
+    return is_batch_norm and (is_alone or not isinstance(norm, nn.SyncBatchNorm))
 
 
 def _norm_class(norm_layer: NormLayer) -> Callable[[int], nn.Module]:

@@ -19,7 +19,11 @@ class KWLayer(FoldableLayer):
         warehouse: the cells and the temperature; a submodule where the layer owns it.
         partition: the layer's mixtures and own cells; ``None`` before a plan gave it a warehouse.
         attention: computes ``alpha`` of Eq. 4; ``None`` before a plan gave the layer a warehouse.
+        cure_of_plain_checkpoint: class attribute, what to do about a checkpoint of a plain network,
+            for the error message; :mod:`mmkw.openmmlab` knows more.
     """
+
+    cure_of_plain_checkpoint = 'load one of a KernelWarehouse network, or train from scratch'
 
     partition: KernelPartition | None = None
 
@@ -117,9 +121,7 @@ class KWLayer(FoldableLayer):
         if prefix + 'weight' in state_dict:
             raise ValueError(
                 f'the checkpoint holds a plain kernel, {prefix}weight, where the model has a '
-                f'KernelWarehouse layer; convert it for this config with '
-                f'tools/model_converters/plain_to_mmkw.py (budgets of at least 1), load a '
-                f'checkpoint of a KW model, or remove init_cfg or load_from to train from scratch'
+                f'KernelWarehouse layer; {self.cure_of_plain_checkpoint}'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

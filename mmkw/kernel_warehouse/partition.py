@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Real
+from numbers import Rational, Real
 from typing import Union
 
 from ..sample_conv.mixing import KernelLayout, Shape
@@ -61,10 +61,10 @@ class WarehousePartition:
 
 
 def as_fraction(name: str, value: Ratio) -> Fraction:
-    """Read a positive ratio such as ``0.5``, ``3`` or ``'1/4'`` exactly.
+    """Read a positive ratio such as ``0.5``, ``3`` or ``'1/4'``.
 
-    Floats become the nearest fraction with a denominator of at most 4096, so that ``1 / 3`` is a
-    third.
+    Integers, fractions and strings are exact. Other numbers become the nearest fraction with a
+    denominator of at most 4096, so that ``1 / 3`` is a third.
 
     Raises:
         ValueError: if ``value`` is not a positive, finite number. ``name`` says which one.
@@ -73,7 +73,10 @@ def as_fraction(name: str, value: Ratio) -> Fraction:
     if not isinstance(value, (Real, str)) or isinstance(value, bool):
         raise ValueError(expected)
     try:
-        fraction = Fraction(value).limit_denominator(4096)
+        if isinstance(value, (Rational, str)):
+            fraction = Fraction(value)
+        else:
+            fraction = Fraction(float(value)).limit_denominator(4096)
     except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(expected) from error
     if fraction <= 0:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..sample_conv.replacing import kernel_shape_of, match_layers, replace_layers
 from .attention import AttentionConfig, AttentionOptions
 from .layers import KW_LAYERS, KWLayer
 from .partition import CellRatio, Ratio, WarehousePartition, partition_kernels
+from .planned_sequential import keep_out_of_sequence
 from .warehouse import Warehouse
 
 
@@ -44,10 +45,7 @@ Plan = Mapping[str, WarehouseConfig]
 
 
 class Warehouses(nn.ModuleDict):
-    """Warehouses by name. Passes its input on, for networks that are ``nn.Sequential``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+    """Warehouses by name."""
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Non-strict loading, MMEngine's default, would leave warehouses with random cells.
@@ -58,7 +56,7 @@ class Warehouses(nn.ModuleDict):
             raise ValueError(
                 f'the checkpoint has no {prefix}{missing[0]}.cells; its warehouses are '
                 f'{", ".join(sorted(found))}, those of the model {", ".join(self)}: layers share '
-                f'them in another way; set the arguments of the checkpoint in the config'
+                f'them in another way; build the model with the arguments of the checkpoint'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -106,7 +104,8 @@ def apply_plan(network: nn.Module, plan: Plan, freeze_idle: bool = True) -> nn.M
 
     Puts new KW layers in the places of those that the plan names and adds their warehouses as
     ``network.warehouses``, an ``nn.ModuleDict``, on the device and of the type of the replaced
-    layers. Where these were frozen, so are the new layers. Names of all other modules stay.
+    layers. Where these were frozen, so are the new layers. Names of all other modules stay. The
+    warehouses of an ``nn.Sequential`` are none of its layers: they are not counted and not run.
 
     Args:
         network: the plain network; layers may also be KW layers made with ``budget=None``.
@@ -128,6 +127,7 @@ def apply_plan(network: nn.Module, plan: Plan, freeze_idle: bool = True) -> nn.M
     network.warehouses = Warehouses(
         {name: Warehouse(partition) for name, partition in partitions.items()}
     )
+    keep_out_of_sequence(network)
     for name, config in plan.items():
         warehouse, kernels = network.warehouses[name], partitions[name].kernels
         plain = {layer: network.get_submodule(layer) for layer in kernels}

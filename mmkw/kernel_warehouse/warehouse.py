@@ -55,8 +55,8 @@ class Warehouse(BankModule, AnnealedModule):
             raise ValueError(
                 f'{prefix}cells of the checkpoint has shape {tuple(cells.shape)}, but the model '
                 f'needs {tuple(self.cells.shape)} (cells, output channels, input channels, ...): '
-                f'it is of another depth, budget or cell ratio; set those of the checkpoint in '
-                f'the config'
+                f'it is of another depth, budget or cell ratio; build the model with those of '
+                f'the checkpoint'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -79,7 +79,7 @@ def annealed_modules(model: nn.Module) -> list[AnnealedModule]:
     if not found:
         raise ValueError(
             f'{type(model).__name__} has no layers with a temperature; use dynamic layers, such '
-            f"as those of type='KWResNet', or remove what sets their temperature"
+            f'as KWConv2d, or remove what sets their temperature'
         )
     if len({module.temperature_range for module in found}) > 1:
         kinds = sorted({type(module).__name__ for module in found})

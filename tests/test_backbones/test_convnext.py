@@ -144,6 +144,7 @@ def test_layer_wise_learning_rates():
         (dict(budget=0), 'budget must be a positive number .* got 0'),
         (dict(budget=1 / 7), r"warehouse 'stage1_pointwise': budget 1/7 leaves no whole"),
         (dict(blocks_per_warehouse=0), 'blocks_per_warehouse must be a positive .* got 0'),
+        (dict(blocks_per_warehouse=2.5), 'blocks_per_warehouse must be a positive .* got 2.5'),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

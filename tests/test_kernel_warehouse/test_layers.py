@@ -355,6 +355,13 @@ def test_layers_take_the_plain_layers_arguments():
             'cannot train on a batch of 1 sample; use at least 2',
         ),
         (
+            lambda: KWConv2d(8, 8, 1, attention=dict(norm_layer='SyncBatchNorm'))(
+                torch.zeros(1, 8, 3, 3)
+            ),
+            ValueError,
+            "cannot train on a batch of 1 sample.*or 'SyncBatchNorm' on several GPUs",
+        ),
+        (
             lambda: KWConv2d(8, 8, 1)(torch.zeros(2, 4, 3, 3)),
             ValueError,
             r'expects input of shape \(N, 8, H, W\), but got \(2, 4, 3, 3\)',

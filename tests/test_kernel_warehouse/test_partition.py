@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 
 from mmkw.kernel_warehouse import partition_kernels
+from mmkw.kernel_warehouse.partition import as_fraction
 
 
 def initial_cells(shapes, **options):
@@ -125,3 +126,19 @@ def test_without_spatial_partition_a_cell_covers_the_kernel():
 def test_bad_input_is_named(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         partition_kernels(shapes, **options)
+
+
+@pytest.mark.parametrize(
+    ('value', 'expected'),
+    [
+        (Fraction(5000, 10007), Fraction(5000, 10007)),
+        ('4097/8191', Fraction(4097, 8191)),
+        ('0.00012', Fraction(3, 25000)),
+        (10**6 + 1, 10**6 + 1),
+        (1 / 3, Fraction(1, 3)),
+        (0.1, Fraction(1, 10)),
+    ],
+    ids=str,
+)
+def test_ratios_are_exact(value, expected):
+    assert as_fraction('budget', value) == expected

@@ -249,3 +249,37 @@ def test_unequal_temperatures_are_named():
     network.warehouses['head'].temperature.fill_(1)
     with pytest.raises(ValueError, match=r'different temperatures \[0.0, 1.0\]'):
         mmkw.get_temperature(network)
+
+
+class Counted(nn.Sequential):
+    """A sequence with a constructor of its own."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+
+@pytest.mark.parametrize(
+    'make', [lambda: nn.Sequential(*Counted().children()), Counted], ids=['Sequential', 'subclass']
+)
+def test_warehouses_are_no_layer_of_a_sequence(make):
+    plain = make()
+    layers = len(plain)
+    network = apply_plan(make(), {'all': WarehouseConfig(['0', '2'])}).eval()
+    x = torch.randn(2, 4, 3, 3)
+    restored = pickle.loads(pickle.dumps(network))
+    for some in (network, copy.deepcopy(network), restored):
+        assert isinstance(some, type(plain)) and type(some).__name__ == type(plain).__name__
+        assert len(some) == layers == len(list(some))
+        assert list(some)[-1] is some[-1] is some[2] and isinstance(some[-1], KWConv2d)
+        assert [type(m) for m in some[1:]] == [nn.ReLU, KWConv2d]
+        assert [type(m) for m in some[:-1]] == [KWConv2d, nn.ReLU]
+        with pytest.raises(IndexError):
+            some[layers]
+        assert 'warehouses.all.cells' in some.state_dict()
+        assert 'warehouses.all.cells' in dict(some.named_parameters())
+        assert some[0].warehouse is some[2].warehouse is some.warehouses['all']
+        assert torch.equal(some(x), network(x))
+        y = x
+        for layer in some:
+            y = layer(y)
+        assert torch.equal(y, network(x))
