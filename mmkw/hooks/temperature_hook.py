@@ -12,6 +12,10 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from ..sample_conv.temperature import AnnealedModule, TemperatureRange, annealed_modules
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class _TemperatureHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Find the layers with a temperature in the model and of its moving averages.
@@ -81,7 +85,7 @@ class KWTemperatureHook(_TemperatureHook):
         end: float = 0.0,
     ) -> None:
         lengths = [length for length in (epochs, iters) if length is not None]
-        if len(lengths) != 1 or lengths[0] <= 0:
+        if len(lengths) != 1 or not _is_number(lengths[0]) or lengths[0] <= 0:
             raise ValueError(
                 f'KWTemperatureHook needs a positive number of either epochs or iters, but got '
                 f'epochs={epochs!r}, iters={iters!r}'
@@ -89,7 +93,7 @@ class KWTemperatureHook(_TemperatureHook):
         self.epochs = epochs
         self.iters = iters
         for name, value in (('begin', begin), ('end', end)):
-            if not isinstance(value, Real) or not math.isfinite(value):
+            if not _is_number(value):
                 raise ValueError(f'{name} must be a finite number, but got {value!r}')
         self.begin = begin
         self.end = end

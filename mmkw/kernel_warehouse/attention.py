@@ -132,7 +132,8 @@ def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> 
     Returns:
         ``alpha``, shape ``(N, m, n)``, in at least float32.
     """
-    if torch.is_grad_enabled():
+    # A recorded graph is for inference, and must not depend on whether gradients were on.
+    if torch.is_grad_enabled() and not torch.jit.is_tracing():
         logits = bound_gradient(logits)
     normalised = logits[..., :-1] / normaliser(logits)[..., None]
     # lerp is exact at both ends: one-hot at temperature 1, untouched at 0.

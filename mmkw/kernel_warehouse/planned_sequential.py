@@ -42,7 +42,8 @@ class _PlannedSequential(nn.Sequential):
 def keep_out_of_sequence(network: nn.Module) -> None:
     """Leave ``len``, indices and iteration of a sequential network as before its warehouses."""
     if isinstance(network, nn.Sequential) and not isinstance(network, _PlannedSequential):
-        network.__class__ = _planned_type(type(network))
+        plain_type: Any = type(network)
+        network.__class__ = _planned_type(plain_type)
 
 
 @functools.cache

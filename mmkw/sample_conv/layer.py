@@ -169,8 +169,10 @@ class DynamicConvNd(DynamicLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
         self.check_input(x)
+        padded = self.pad(x)
+        self.check_size(x, padded)
         return self.convolve(
-            self.pad(x), self.pool(x), stride=self.stride, padding=self.conv_padding,
+            padded, self.pool(x), stride=self.stride, padding=self.conv_padding,
             dilation=self.dilation, groups=self.groups,
         )  # fmt: skip
 
@@ -194,6 +196,20 @@ class DynamicConvNd(DynamicLayer):
             raise ValueError(
                 f'{type(self).__name__} expects input of shape ({sizes}), but got {tuple(x.shape)}'
             )
+
+    def check_size(self, x: Tensor, padded: Tensor) -> None:
+        """Raise RuntimeError, as the plain layer does, if the kernel has no place in ``padded``."""
+        if torch.jit.is_tracing():
+            return  # where sizes are recorded and must not be compared
+        for given, size, pad, kernel, step in zip(
+            x.shape[2:], padded.shape[2:], self.conv_padding, self.kernel_size, self.dilation
+        ):
+            if given == 0 or size + 2 * pad < step * (kernel - 1) + 1:
+                raise RuntimeError(
+                    f'{self.title()} cannot convolve an input of size {tuple(x.shape[2:])}: its '
+                    f'kernel of size {self.kernel_size} (padding {self.padding}, dilation '
+                    f'{self.dilation}) has no place in it; give larger images'
+                )
 
     def extra_repr(self) -> str:
         return self.join_repr(self.plain_type.extra_repr(self))
@@ -227,6 +243,9 @@ class DynamicLinear(DynamicLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *, in_features)`` to ``(N, *, out_features)``."""
         tokens = self.tokens(x)
+        if x.numel() == 0:
+            # Samples without tokens have no mean, and all are as empty as no samples.
+            tokens = tokens.reshape(0, 1, self.in_features)
         y = self.convolve(tokens.transpose(1, 2), tokens.mean(1)).transpose(1, 2)
         return y.reshape(*x.shape[:-1], self.out_features)
 

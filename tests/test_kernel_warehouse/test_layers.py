@@ -376,3 +376,39 @@ def test_layers_take_the_plain_layers_arguments():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize('shape', [(2, 0, 8), (0, 5, 8), (0, 8), (2, 3, 0, 8)])
+@pytest.mark.parametrize('training', [True, False])
+def test_linear_layer_without_tokens(shape, training):
+    layer, plain = KWLinear(8, 4).train(training), nn.Linear(8, 4)
+    x = torch.zeros(shape, requires_grad=True)
+    y = layer(x)
+    assert y.shape == plain(x).shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not layer.warehouse.cells.grad.any()
+
+
+@pytest.mark.parametrize('route', ROUTES)
+@pytest.mark.parametrize(
+    ('size', 'options'),
+    [
+        ((2, 2), dict(kernel_size=3)),
+        ((1, 5), dict(kernel_size=3)),
+        ((2, 9), dict(kernel_size=3, dilation=2)),
+        ((0, 5), dict(kernel_size=1)),
+        ((0, 5), dict(kernel_size=3, padding=2)),
+    ],
+    ids=str,
+)
+def test_image_smaller_than_the_kernel(route, size, options):
+    """An error as of the plain layer, which names sizes."""
+    x = torch.zeros(2, 4, *size)
+    layer, plain = KWConv2d(4, 4, **options), nn.Conv2d(4, 4, **options)
+    with pytest.raises(RuntimeError):
+        plain(x)
+    message = rf'KWConv2d cannot convolve an input of size \({size[0]}, {size[1]}\).*larger images'
+    with forced_route(route), pytest.raises(RuntimeError, match=message):
+        layer(x)
+    fitting = torch.zeros(2, 4, 5, 5)
+    assert layer(fitting).shape == plain(fitting).shape
