@@ -7,7 +7,7 @@ plans and warehouses work with PyTorch alone.
 
 from importlib.util import find_spec
 
-from .dynamic_conv import CondConv2d, DCDConv2d, DYConv2d, ODConv2d
+from .dynamic_conv import CGConv2d, CondConv2d, DCDConv2d, DYConv2d, ODConv2d, WeightNetConv2d
 from .kernel_warehouse import (
     KWConv1d,
     KWConv2d,
@@ -24,6 +24,7 @@ from .sample_conv import get_temperature, set_temperature
 __version__ = '0.1.0'
 
 __all__ = [
+    'CGConv2d',
     'CondConv2d',
     'DCDConv2d',
     'DYConv2d',
@@ -33,6 +34,7 @@ __all__ = [
     'KWLinear',
     'ODConv2d',
     'WarehouseConfig',
+    'WeightNetConv2d',
     'apply_plan',
     'fold_attentions',
     'get_temperature',

@@ -8,7 +8,7 @@ as models by name.
 from mmcv.cnn.bricks import Conv2dAdaptivePadding, wrappers
 from mmengine.registry import MODELS
 
-from .dynamic_conv import CondConv2d, DCDConv2d, DYConv2d, ODConv2d
+from .dynamic_conv import CGConv2d, CondConv2d, DCDConv2d, DYConv2d, ODConv2d, WeightNetConv2d
 from .kernel_warehouse import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
 from .registry import register_classifiers, register_scope
 from .sample_conv.replacing import PLAIN_LAYERS, PlainLayer, pad_to_ceil
@@ -18,7 +18,8 @@ def register() -> None:
     """Register what does not register itself when its module is imported. Call it once."""
     # The layers themselves know nothing of OpenMMLab.
     for layer in (
-        KWConv1d, KWConv2d, KWConv3d, KWLinear, ODConv2d, DYConv2d, CondConv2d, DCDConv2d
+        KWConv1d, KWConv2d, KWConv3d, KWLinear, ODConv2d, DYConv2d, CondConv2d, DCDConv2d,
+        CGConv2d, WeightNetConv2d,
     ):  # fmt: skip
         MODELS.register_module(module=layer)
     KWLayer.cure_of_plain_checkpoint = (

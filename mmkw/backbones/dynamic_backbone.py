@@ -9,7 +9,16 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..dynamic_conv import CondConv2d, CondLinear, DCDConv2d, DCDLinear, DYConv2d, ODConv2d
+from ..dynamic_conv import (
+    CGConv2d,
+    CondConv2d,
+    CondLinear,
+    DCDConv2d,
+    DCDLinear,
+    DYConv2d,
+    ODConv2d,
+    WeightNetConv2d,
+)
 from ..dynamic_conv.cond_conv import share_routing
 from ..kernel_warehouse.layers import KW_LAYERS
 from ..sample_conv.layer import DynamicLayer
@@ -23,6 +32,8 @@ METHODS: dict[str, Mapping[int, type[DynamicLayer]]] = {
     'DYConv2d': {2: DYConv2d},
     'CondConv2d': {0: CondLinear, 2: CondConv2d},
     'DCDConv2d': {0: DCDLinear, 2: DCDConv2d},
+    'CGConv2d': {2: CGConv2d},
+    'WeightNetConv2d': {2: WeightNetConv2d},
     'KWConv2d': KW_LAYERS,
 }
 
@@ -51,9 +62,10 @@ def build_dynamic_backbone(
     Args:
         backbone: config of the plain backbone, of MMPretrain, MMDetection or any other registry
             (``'mmpretrain.RegNet'``; without a scope the config's default scope).
-        layer: ``type``, one of ``'ODConv2d'``, ``'DYConv2d'``, ``'CondConv2d'``, ``'DCDConv2d'``
-            and ``'KWConv2d'`` (each layer with a warehouse of its own), and arguments of that
-            class. Linear layers become those of the same method, where it has them.
+        layer: ``type``, one of ``'ODConv2d'``, ``'DYConv2d'``, ``'CondConv2d'``, ``'DCDConv2d'``,
+            ``'CGConv2d'``, ``'WeightNetConv2d'`` and ``'KWConv2d'`` (each layer with a warehouse of
+            its own), and arguments of that class. Linear layers become those of the same method,
+            where it has them.
         layers: names or patterns of the layers to replace, see
             :func:`~mmkw.sample_conv.match_layers`.
         exclude: names or patterns of layers that stay plain. Defaults to none.

@@ -14,7 +14,7 @@ from mmkw.analysis.attention import (
     group_statistics,
     save_attentions,
 )
-from mmkw.dynamic_conv import CondConv2d, DYConv2d, ODConv2d
+from mmkw.dynamic_conv import CGConv2d, CondConv2d, DYConv2d, ODConv2d, WeightNetConv2d
 from mmkw.dynamic_conv.cond_conv import share_routing
 from mmkw.dynamic_conv.dcd import DCDConv2d
 
@@ -97,11 +97,11 @@ def test_other_methods_show_the_weights_of_their_kernels():
     torch.manual_seed(0)
     model = nn.Sequential(
         DYConv2d(3, 16, 3), ODConv2d(16, 16, 3), CondConv2d(16, 16, 1), CondConv2d(16, 16, 1),
-        DCDConv2d(16, 8, 1),
+        DCDConv2d(16, 16, 1), CGConv2d(16, 16, 1), WeightNetConv2d(16, 8, 1),
     ).eval()  # fmt: skip
     share_routing([model[2], model[3]])
     seen = record(model, torch.randn(3, 3, 8, 8))
-    # DCD mixes no kernels.
+    # The last three mix no kernels.
     assert list(seen) == ['0', '1', '2', '3']
     groups = group_attentions(seen.values())
     assert {name: len(layers) for name, layers in groups.items()} == {

@@ -77,6 +77,34 @@ def dcd(layer, x, geometry):
     return y + F.conv2d(mixed, layer.p[..., None, None])
 
 
+def cgc(layer, x, geometry):
+    a, (rows, columns) = layer.attention, layer.kernel_size
+    latent = affine(a.encode, F.adaptive_avg_pool2d(x, (rows, columns)).flatten(2))
+    of_inputs = affine(a.in_decode, norm(a.in_norm, latent).clamp(min=0))
+    group = min(16, layer.in_channels)
+    parts = norm(a.mix_norm, latent).clamp(min=0).split(group, 1)
+    mixed = torch.cat([torch.einsum('og,ngd->nod', a.mix.weight, part) for part in parts], 1)
+    of_outputs = affine(a.out_decode, norm(a.out_norm, mixed).clamp(min=0))
+    kernels = torch.zeros(len(x), *layer.kernel_shape, dtype=x.dtype)
+    for o in range(layer.out_channels):
+        for i in range(layer.in_channels):
+            gate = 1 / (1 + torch.exp(-of_inputs[:, i] - of_outputs[:, o]))
+            here = torch.zeros_like(kernels)
+            here[:, o, i] = layer.weight[o, i] * gate.view(-1, rows, columns)
+            kernels = kernels + here
+    return convolve(x, kernels, geometry)
+
+
+def weight_net(layer, x, geometry):
+    a = layer.attention
+    logits = affine(a.fc, affine(a.reduce, x.mean((2, 3))))
+    # One attention for each half of each output channel's kernel.
+    halves = (1 / (1 + torch.exp(-logits))).view(len(x), layer.out_channels, 2)
+    weight = layer.weight.view(layer.out_channels, 2, -1)
+    kernels = torch.cat([halves[:, :, :1] * weight[:, 0], halves[:, :, 1:] * weight[:, 1]], 2)
+    return convolve(x, kernels.view(len(x), *layer.kernel_shape), geometry)
+
+
 def kernel_warehouse(layer, x, geometry):
     a, p, tau = layer.attention, layer.partition, layer.warehouse.temperature
     hidden = norm(a.norm, affine(a.fc1, x.mean((2, 3)))).clamp(min=0)

@@ -6,13 +6,29 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import cond_conv, convolve, dcd, dy_conv, kernel_warehouse, od_conv
+from by_hand import (
+    cgc,
+    cond_conv,
+    convolve,
+    dcd,
+    dy_conv,
+    kernel_warehouse,
+    od_conv,
+    weight_net,
+)
 from mmdet.models.necks import FPN
 from mmengine.registry import MODELS
 from torch import nn
 
 import mmkw
-from mmkw.dynamic_conv import CondConv2d, DCDConv2d, DYConv2d, ODConv2d
+from mmkw.dynamic_conv import (
+    CGConv2d,
+    CondConv2d,
+    DCDConv2d,
+    DYConv2d,
+    ODConv2d,
+    WeightNetConv2d,
+)
 from mmkw.kernel_warehouse import KWConv2d
 from mmkw.sample_conv import DynamicLayer, forced_route, set_temperature
 
@@ -22,6 +38,8 @@ METHODS = {
     'DYConv2d': (DYConv2d, dy_conv, 2.5),
     'CondConv2d': (CondConv2d, cond_conv, None),
     'DCDConv2d': (DCDConv2d, dcd, None),
+    'CGConv2d': (CGConv2d, cgc, None),
+    'WeightNetConv2d': (WeightNetConv2d, weight_net, None),
     'KWConv2d': (KWConv2d, kernel_warehouse, 0.3),
 }
 GEOMETRIES = [
@@ -34,8 +52,10 @@ GEOMETRIES = [
 ]
 CONV = dict(kernel_size=3, padding=1, stride=2)
 every_method = pytest.mark.parametrize('method', METHODS)
-# DCD mixes no kernels.
-mixing_method = pytest.mark.parametrize('method', sorted(METHODS.keys() - {'DCDConv2d'}))
+# DCD has no kernel for each sample; CGC and WeightNet have one that is not mixed from a few.
+UNMIXED = {'DCDConv2d', 'CGConv2d', 'WeightNetConv2d'}
+kernel_method = pytest.mark.parametrize('method', sorted(METHODS.keys() - {'DCDConv2d'}))
+mixing_method = pytest.mark.parametrize('method', sorted(METHODS.keys() - UNMIXED))
 
 
 def make(method, in_channels=8, out_channels=8, dtype=torch.float64, **options):
@@ -62,8 +82,14 @@ def gradients(layer, x, forward):
     return y.detach(), dict(zip(['x', *parameters], found))
 
 
-def is_supported(method, geometry):
-    return method != 'DCDConv2d' or geometry.get('groups', 1) == 1
+def refusal(method, geometry):
+    """The error of a geometry that a method cannot have, or None."""
+    groups = geometry.get('groups', 1)
+    if method in ('DCDConv2d', 'CGConv2d') and groups > 1:
+        return f'{method} has no groups, but got groups='
+    if method == 'WeightNetConv2d' and groups == 8:
+        return 'parts that divide multiplier=2 and the 9 elements .* but got parts=2'
+    return None
 
 
 @pytest.mark.usefixtures('blocks')
@@ -72,8 +98,9 @@ def is_supported(method, geometry):
 @every_method
 def test_equals_its_equations(method, training, geometry):
     """Forward and all gradients."""
-    if not is_supported(method, geometry):
-        with pytest.raises(ValueError, match='DCDConv2d has no groups, but got groups='):
+    message = refusal(method, geometry)
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
             make(method, **geometry)
         return
     layer = make(method, **geometry).train(training)
@@ -99,13 +126,14 @@ def test_shape_is_that_of_the_plain_convolution(method):
         assert layer(x).shape == plain(x).shape
 
 
-@mixing_method
+@kernel_method
 def test_kernels_are_those_that_it_convolves_with(method):
-    layer = make(method, bias=False, groups=2, **CONV).eval()
+    groups = 1 if method == 'CGConv2d' else 2
+    layer = make(method, bias=False, groups=groups, **CONV).eval()
     x = random_input(3, 8, 6, 7)
     kernels = layer.kernels(x)
     assert kernels.shape == (3, *layer.kernel_shape)
-    expected = convolve(x, kernels, dict(stride=2, padding=1, groups=2))
+    expected = convolve(x, kernels, dict(stride=2, padding=1, groups=groups))
     torch.testing.assert_close(layer(x), expected)
 
 
@@ -264,6 +292,10 @@ def test_wrong_input_is_named(method):
         ('DYConv2d', dict(reduction=-1), 'reduction must be a positive number, but got -1'),
         ('DCDConv2d', dict(padding=0), 'padding that keeps the positions .* got padding=0'),
         ('CondConv2d', dict(groups=3), 'divisible by groups'),
+        ('CGConv2d', dict(group_channels=0), 'group_channels must be positive, but got 0'),
+        ('CGConv2d', dict(group_channels=3), 'groups of 3, .* but got 8 and 8 channels'),
+        ('WeightNetConv2d', dict(multiplier=0), 'multiplier must be positive, but got 0'),
+        ('WeightNetConv2d', dict(multiplier=3), 'divide multiplier=3 .* but got parts=2'),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(method, options, message):
@@ -319,6 +351,18 @@ def test_dcd_with_constant_attention_is_the_plain_convolution():
     nn.init.zeros_(layer.p)
     x = random_input(3, 8, 6, 6)
     torch.testing.assert_close(layer(x), plain(layer, x, layer.weight))
+
+
+def test_constant_gates_and_attentions_scale_the_plain_convolution():
+    x = random_input(3, 8, 6, 6)
+    cgc = make('CGConv2d', **CONV)
+    for decode in (cgc.attention.in_decode, cgc.attention.out_decode):
+        nn.init.zeros_(decode.weight)
+    torch.testing.assert_close(cgc(x), plain(cgc, x, cgc.weight / 2))
+    net = make('WeightNetConv2d', **CONV)
+    nn.init.zeros_(net.attention.fc.weight)
+    nn.init.zeros_(net.attention.fc.bias)
+    torch.testing.assert_close(net(x), plain(net, x, net.weight.view(net.kernel_shape) / 2))
 
 
 def test_routing_of_a_block():
@@ -379,3 +423,18 @@ def test_routes_agree(method):
         expected = gradients(layer, x, layer)
     with forced_route('blockwise'):
         torch.testing.assert_close(gradients(layer, x, layer), expected)
+
+
+@pytest.mark.parametrize(
+    ('method', 'layers', 'parameters'),
+    [
+        ('CGConv2d', ['conv1', 'layer*.conv?'], 11_721_791),
+        ('WeightNetConv2d', ['layer*.conv?'], 11_948_376),
+    ],
+)
+def test_parameters_of_a_resnet18(method, layers, parameters):
+    """With 1000 classes."""
+    config = dict(type='mmpretrain.ResNet', depth=18)
+    config = dict(type='DynamicBackbone', backbone=config, layer=dict(type=method), layers=layers)
+    found = sum(parameter.numel() for parameter in MODELS.build(config).parameters())
+    assert found + 513 * 1000 == parameters
