@@ -23,9 +23,12 @@ def register() -> None:
     ):  # fmt: skip
         MODELS.register_module(module=layer)
     KWLayer.cure_of_plain_checkpoint = (
-        'convert it for this config with tools/model_converters/plain_to_mmkw.py (budgets of at '
-        'least 1), load a checkpoint of a KW model, or remove init_cfg or load_from to train from '
-        'scratch'
+        'choose a budget of at least 1, load a checkpoint of a KW model, or remove init_cfg or '
+        'load_from to train from scratch'
+    )
+    KWLayer.way_to_anneal = (
+        "anneal the temperature with custom_hooks=[dict(type='KWStartHook', epochs=...)] in the "
+        'config, or call mmkw.set_temperature before each iteration'
     )
     # MMCV's subclasses differ from PyTorch's layers for empty batches only, which dynamic layers
     # take; EfficientNets use the one that pads by itself.

@@ -68,6 +68,14 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
                     scale = block.gamma
                     block.gamma = nn.Parameter(scale.data.view(1, -1, 1, 1), scale.requires_grad)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # The layer scales of a plain network are vectors.
+        for name, parameter in self.named_parameters():
+            value = state_dict.get(prefix + name)
+            if name.endswith('.gamma') and value is not None and value.dim() < parameter.dim():
+                state_dict[prefix + name] = value.reshape(1, -1, 1, 1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def convnext_plan(
     network: ConvNeXt,

@@ -111,6 +111,16 @@ class SplitQKV(nn.Module):
         self.value = _some_rows(qkv, slice(2 * embed_dims, None))
         self.training = qkv.training
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # A plain network has the rows of queries, keys and values in one tensor.
+        for kind in ('weight', 'bias'):
+            whole = state_dict.pop(prefix + kind, None)
+            if whole is not None:
+                rows = self.query_key.out_features
+                state_dict[f'{prefix}query_key.{kind}'] = whole[:rows]
+                state_dict[f'{prefix}value.{kind}'] = whole[rows:]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, L, in_features)`` to ``(N, L, 3 * embed_dims)``."""
         return torch.cat([self.query_key(x), self.value(x)], dim=-1)

@@ -62,11 +62,16 @@ def warm_start(network: nn.Module, state_dict: Mapping[str, Any]) -> WarmStart:
     biases and running statistics are copied, and the temperature is set to 1: the network then
     computes exactly what the plain one did, and annealing the temperature goes on from there.
 
-    Attentions keep the values they had, as they have no part in the output at temperature 1. So do,
-    for budgets above 1, the cells that no mixture starts from: random as when training from
-    scratch. The gradient of an attention is the product of its cell with that of the mixture, so
-    copies of the blocks would get equal ones, and zeros none, and attentions could not tell such
-    cells apart at first.
+    Attentions start at the same allocation (:meth:`KernelAttention.start_one_to_one`), so that they
+    do not scramble the kernels as the temperature falls, but learn where to depart from them. A
+    Mask R-CNN on the demo's scenes had a box AP of 0.431. Annealed over 60 iterations of 120 it
+    ended at 0.557, and at 0.012 from random attentions; the plain one, trained on in the same way,
+    at 0.546.
+
+    For budgets above 1, the cells that no mixture starts from keep their values: random as when
+    training from scratch. The gradient of an attention is the product of its cell with that of the
+    mixture, so copies of the blocks would get equal ones, and zeros none, and attentions could not
+    tell such cells apart at first.
 
     Budgets below 1 are refused: at temperature 1 only a share ``b`` of a kernel's blocks has a
     cell, and the others are zero. A ResNet18 that was right on 88.9 % of the demo's digits falls to
@@ -416,6 +421,8 @@ def _fill(
     values: Mapping[str, Tensor],
 ) -> dict[str, str]:
     """Load the tensors of a plain network, and say where each went."""
+    for kw_layer in layers.values():
+        kw_layer.attention.start_one_to_one()
     state_dict = {name: value.clone() for name, value in network.state_dict().items()}
     warehouses = {
         module: name for name, module in _named_modules(network) if isinstance(module, Warehouse)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sample_conv.attention_linear import AttentionLinear
+from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from ..sample_conv.layer import IntOrTuple
 from ..sample_conv.mixing import Mixture
 from ..sample_conv.routes import add_bias, dynamic_conv
@@ -86,17 +86,8 @@ class ODAttention(AnnealedModule):
                 child.reset_parameters()
 
     def forward(self, pooled: Tensor) -> ODFactors:
-        """Attentions for the pooled input, shape ``(N, in_channels)``.
-
-        Raises:
-            ValueError: if batch norm would have to train on a single sample.
-        """
-        if self.norm.training and len(pooled) == 1:
-            raise ValueError(
-                'the attention of an ODConv layer normalises over the batch and cannot train on a '
-                'batch of 1 sample; use at least 2 samples per device, or norm_eval=True'
-            )
-        hidden = self.relu(self.norm(self.fc(pooled)))
+        """Attentions for the pooled input, shape ``(N, in_channels)``."""
+        hidden = self.relu(normalise_hidden(self.norm, self.fc(pooled)))
 
         def sigmoid(head: AttentionLinear | None) -> Tensor | None:
             return None if head is None else (head(hidden) / self.temperature).sigmoid()
@@ -125,8 +116,7 @@ class ODConv2d(KernelBankConv2d):
             least 16. Defaults to 1/16.
 
     Raises:
-        ValueError: at construction if ``num_kernels`` or ``reduction`` is not positive; in
-            training if batch norm would see a single sample.
+        ValueError: at construction if ``num_kernels`` or ``reduction`` is not positive.
     """
 
     def __init__(

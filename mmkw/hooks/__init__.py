@@ -2,6 +2,13 @@
 
 from .attention_hook import KWAttentionHook
 from .finite_loss_hook import FiniteLossHook
+from .start_hook import KWStartHook
 from .temperature_hook import KWDisableAttentionInitHook, KWTemperatureHook
 
-__all__ = ['FiniteLossHook', 'KWAttentionHook', 'KWDisableAttentionInitHook', 'KWTemperatureHook']
+__all__ = [
+    'FiniteLossHook',
+    'KWAttentionHook',
+    'KWDisableAttentionInitHook',
+    'KWStartHook',
+    'KWTemperatureHook',
+]

@@ -10,23 +10,24 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..sample_conv.temperature import AnnealedModule, TemperatureRange, annealed_modules
+from .start_checks import check_start
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class _TemperatureHook(Hook):
+class TemperatureHook(Hook):
+    """What the hooks have in common that set the temperature."""
+
     def before_train(self, runner: Runner) -> None:
         """Find the layers with a temperature in the model and of its moving averages.
 
         Raises:
             ValueError: if the model has no layers with a temperature, or those of two methods, or
-                if two hooks would set the temperature.
+                if two hooks would set the temperature; see also :func:`check_start`.
         """
-        rivals = [
-            type(hook).__name__ for hook in runner.hooks if isinstance(hook, _TemperatureHook)
-        ]
+        rivals = [type(hook).__name__ for hook in runner.hooks if isinstance(hook, TemperatureHook)]
         if len(rivals) > 1:
             raise ValueError(
                 f'only one hook can set the temperature, but custom_hooks has {rivals}; remove '
@@ -35,19 +36,33 @@ class _TemperatureHook(Hook):
         models = [runner.model]
         # A running mean of this buffer would lag behind, with EMAHook(update_buffers=True).
         models += [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
-        self._modules: list[AnnealedModule] = [
-            module for model in models for module in annealed_modules(model)
-        ]
-        self._range: TemperatureRange = self._modules[0].temperature_range
+        modules = [annealed_modules(model) for model in models]
+        self._range: TemperatureRange = modules[0][0].temperature_range
+        annealed = [self.anneals(module) for module in modules[0]]
+        self._annealed: list[AnnealedModule] = []
+        self._held: list[AnnealedModule] = []
+        # The copy of the model for averages was made before the weights were loaded.
+        for same in modules:
+            for module, is_annealed in zip(same, annealed):
+                (self._annealed if is_annealed else self._held).append(module)
+        if not runner._resume:
+            check_start(runner, modules[0], annealed)
+
+    def anneals(self, module: AnnealedModule) -> bool:
+        """Whether the temperature of the module is annealed; otherwise it is held."""
+        raise NotImplementedError
 
     def _set(self, runner: Runner, value: float) -> None:
-        for module in self._modules:
-            module.temperature.fill_(value)
-        runner.message_hub.update_scalar('train/temperature', value)
+        for module in self._annealed:
+            module.set_temperature(value)
+        for module in self._held:
+            module.set_temperature(self._range.learned)
+        shown = value if self._annealed else self._range.learned
+        runner.message_hub.update_scalar('train/temperature', shown)
 
 
 @HOOKS.register_module()
-class KWTemperatureHook(_TemperatureHook):
+class KWTemperatureHook(TemperatureHook):
     r"""Anneals the temperature linearly, iteration by iteration.
 
     .. math:: \tau_t = \mathrm{begin} + (\mathrm{end} - \mathrm{begin}) \min(t / T, 1)
@@ -73,8 +88,8 @@ class KWTemperatureHook(_TemperatureHook):
     Raises:
         ValueError: if not exactly one of ``epochs`` and ``iters`` is positive, or a temperature is
             not a number; before training if the model has no layers with a temperature, one of
-            the two is outside the range of its method, or ``epochs`` is given to a training loop
-            that does not count epochs.
+            the two is outside the range of its method, or ``epochs`` is given to
+            a training loop that does not count epochs.
     """
 
     def __init__(
@@ -97,6 +112,9 @@ class KWTemperatureHook(_TemperatureHook):
                 raise ValueError(f'{name} must be a finite number, but got {value!r}')
         self.begin = begin
         self.end = end
+
+    def anneals(self, module: AnnealedModule) -> bool:
+        return True
 
     def before_train(self, runner: Runner) -> None:
         """Find the layers with a temperature and the length of annealing."""
@@ -123,7 +141,7 @@ class KWTemperatureHook(_TemperatureHook):
 
 
 @HOOKS.register_module()
-class KWDisableAttentionInitHook(_TemperatureHook):
+class KWDisableAttentionInitHook(TemperatureHook):
     """Holds the temperature where attentions are what was learned, for fine-tuning.
 
     That is 0 for KernelWarehouse, whose one-to-one attentions would disrupt what pre-training
@@ -131,8 +149,12 @@ class KWDisableAttentionInitHook(_TemperatureHook):
     message hub shows it as ``train/temperature``, too.
 
     Raises:
-        ValueError: if the model has no layers with a temperature.
+        ValueError: if the model has no layers with a temperature, or starts from plain weights,
+            so that attentions have learned nothing.
     """
+
+    def anneals(self, module: AnnealedModule) -> bool:
+        return False
 
     def before_train(self, runner: Runner) -> None:
         """Set the temperature, after any checkpoint was loaded."""

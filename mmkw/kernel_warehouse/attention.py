@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Callable, Union
 
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sample_conv.attention_linear import AttentionLinear
+from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from .partition import KernelPartition, Ratio, as_fraction
 
 NormLayer = Union[str, Callable[[int], nn.Module]]
@@ -31,8 +31,9 @@ class AttentionConfig:
         reduction: hidden width relative to the layer's input channels. The width is at least 16.
             Defaults to 1/16.
         norm_layer: the norm of the hidden vector: a class of ``torch.nn`` by name, or a callable
-            that takes the width. Batch norm cannot train on a single sample; ``'LayerNorm'`` can.
-            Defaults to ``'BatchNorm1d'``.
+            that takes the width. In training batch norm uses its running statistics for a batch
+            of a single sample; with such batches throughout, or many copies of an image in a
+            batch, choose ``'LayerNorm'``. Defaults to ``'BatchNorm1d'``.
         basis_ratio: size of the non-local basis (the released ResNet50 1/2x). Only the layer's own
             cells and the zero cell then get logits of their own. Those of the other cells are a
             linear map, shared by the layer's mixtures, of
@@ -223,6 +224,19 @@ class KernelAttention(nn.Module):
             mixtures, cells = torch.tensor(pairs, device=self.beta.device).t()
             self.beta[mixtures, cells] = 1
 
+    @torch.no_grad()
+    def start_one_to_one(self) -> None:
+        r"""Have the logits be the initial mixtures of the plan, whatever the input.
+
+        The last weights become 0 and their bias :math:`\beta`, so that :math:`\alpha` is
+        :math:`\beta` at every temperature (up to the constant in Eq. 4, a thousandth) until the
+        attention learns something else. Random logits would mix all the cells as the temperature
+        falls, which destroys kernels that were trained as a plain network's.
+        """
+        self.fc2.weight.zero_()
+        bias = self.fc2.bias if self.fc3 is None else self.basis_bias
+        bias.view(len(self.beta), -1).copy_(F.pad(self.beta, (0, 1)))
+
     def reset_parameters(self) -> None:
         """Initialise all parameters anew."""
         for child in self.children():
@@ -248,27 +262,13 @@ class KernelAttention(nn.Module):
 
         Returns:
             ``alpha``, shape ``(N, m, n)``, in at least float32.
-
-        Raises:
-            ValueError: if batch norm would have to train on a single sample.
         """
         logits = self.logits(self.hidden(pooled))
         return contrasting_attention(logits, self.beta, temperature)
 
     def hidden(self, pooled: Tensor) -> Tensor:
-        """The hidden vectors for globally averaged inputs, shape ``(N, h)``.
-
-        Raises:
-            ValueError: if batch norm would have to train on a single sample.
-        """
-        if len(pooled) == 1 and self.norm.training and _sees_one_process(self.norm):
-            raise ValueError(
-                'the attention of a KW layer normalises over the batch and cannot train on a '
-                'batch of 1 sample; use at least 2 samples per device, keep its norm in eval mode '
-                "(norm_eval=True of a backbone), or take norm_layer='LayerNorm', or "
-                "'SyncBatchNorm' on several GPUs"
-            )
-        return self.relu(self.norm(self.fc1(pooled)))
+        """The hidden vectors for globally averaged inputs, shape ``(N, h)``."""
+        return self.relu(normalise_hidden(self.norm, self.fc1(pooled)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``z`` of Eq. 4, shape ``(N, m, n + 1)``: an affine map of hidden vectors."""
@@ -297,13 +297,6 @@ def _width(size: int, ratio: Ratio) -> int:
 def _has_bias_before(norm: nn.Module) -> bool:
     """Whether the linear layer before the norm has a bias, as in the release."""
     return not isinstance(norm, nn.modules.batchnorm._BatchNorm)
-
-
-def _sees_one_process(norm: nn.Module) -> bool:
-    """Whether it is a batch norm over the samples of this process alone."""
-    is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    is_alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
-    return is_batch_norm and (is_alone or not isinstance(norm, nn.SyncBatchNorm))
 
 
 def _norm_class(norm_layer: NormLayer) -> Callable[[int], nn.Module]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 from torch import Tensor, nn
 
 from ..sample_conv.layer import DynamicConvNd, DynamicLinear, IntOrTuple
@@ -19,11 +22,16 @@ class KWLayer(FoldableLayer):
         warehouse: the cells and the temperature; a submodule where the layer owns it.
         partition: the layer's mixtures and own cells; ``None`` before a plan gave it a warehouse.
         attention: computes ``alpha`` of Eq. 4; ``None`` before a plan gave the layer a warehouse.
-        cure_of_plain_checkpoint: class attribute, what to do about a checkpoint of a plain network,
-            for the error message; :mod:`mmkw.openmmlab` knows more.
+        cure_of_plain_checkpoint: class attribute, what to do about a checkpoint of a plain network
+            where the budget is below 1, for the error message; :mod:`mmkw.openmmlab` knows more.
+        way_to_anneal: class attribute, the same for layers that start from plain kernels.
     """
 
-    cure_of_plain_checkpoint = 'load one of a KernelWarehouse network, or train from scratch'
+    cure_of_plain_checkpoint = (
+        'choose a budget of at least 1, load the checkpoint of a KernelWarehouse network, or train '
+        'from scratch'
+    )
+    way_to_anneal = 'call mmkw.set_temperature before each iteration'
 
     partition: KernelPartition | None = None
 
@@ -91,6 +99,12 @@ class KWLayer(FoldableLayer):
                 f'{self} has no warehouse yet: apply a plan that names it '
                 f'(mmkw.kernel_warehouse.apply_plan), or give it a budget of its own'
             )
+        if self.training and self.warehouse.awaits_annealing:
+            raise RuntimeError(
+                f'{self.title()} started from a plain kernel of the checkpoint, cut into cells, '
+                f'and nothing anneals the temperature, so its attention would never be used; '
+                f'{self.way_to_anneal}'
+            )
         cells = self.warehouse.cells
         alpha = self.attention(pooled, self.warehouse.temperature)
         return Mixture(alpha.to(cells.dtype), cells, self.partition)
@@ -117,13 +131,38 @@ class KWLayer(FoldableLayer):
         return super().__getattr__(name)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        # Non-strict loading, MMEngine's default, would leave the layer with random cells.
         if prefix + 'weight' in state_dict:
+            self._start_from_plain(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _start_from_plain(self, state_dict, prefix) -> None:
+        """Take the plain kernel out of the state dict, as cells."""
+        kernel = state_dict.pop(prefix + 'weight')
+        if self.partition is None:
+            raise ValueError(f'{self} has no warehouse yet for {prefix}weight of the checkpoint')
+        if None in self.partition.initial_cells:
             raise ValueError(
                 f'the checkpoint holds a plain kernel, {prefix}weight, where the model has a '
-                f'KernelWarehouse layer; {self.cure_of_plain_checkpoint}'
+                f'KernelWarehouse layer of a budget below 1, in which some blocks of the kernel '
+                f'would have no cell; {self.cure_of_plain_checkpoint}'
             )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        shape = self.kernel_shape
+        # Linear layers and 1 x 1 convolutions may stand for each other.
+        if kernel.numel() != math.prod(shape) or tuple(kernel.shape[:2]) != tuple(shape[:2]):
+            raise ValueError(
+                f'{prefix}weight of the checkpoint has shape {tuple(kernel.shape)}, but the model '
+                f'needs {tuple(shape)}: it is of another architecture, depth or width'
+            )
+        self.warehouse.start_from_plain(kernel.reshape(shape), self.partition)
+        self.attention.start_one_to_one()
+        warnings.warn(
+            f'The checkpoint holds plain kernels, which were cut into cells. The temperature is '
+            f'1, at which the network is the plain one; to train it, {self.way_to_anneal}.',
+            stacklevel=2,
+        )
+        # They have no part in the output yet, and the plain network has none.
+        for name, value in self.attention.state_dict(prefix=f'{prefix}attention.').items():
+            state_dict.setdefault(name, value)
 
     def method_repr(self) -> str:
         if self.partition is None:
@@ -148,9 +187,10 @@ class _KWConvNd(KWLayer, DynamicConvNd):
             ``dict(reduction=1/16, norm_layer='BatchNorm1d')``, the defaults.
 
     Raises:
-        ValueError: at construction if channels, budget and cell ratio do not fit; in training if
-            batch norm would see a single sample.
-        RuntimeError: when called before a plan gave it a warehouse.
+        ValueError: at construction if channels, budget and cell ratio do not fit; when
+            loading a plain kernel of another shape, or for a budget below 1.
+        RuntimeError: when called before a plan gave it a warehouse; in training if it was loaded
+            from a plain kernel and nothing has set the temperature since then.
     """
 
     def __init__(

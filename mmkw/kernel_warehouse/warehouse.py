@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..sample_conv.bank import BankModule
 from ..sample_conv.temperature import AnnealedModule, TemperatureRange
@@ -24,6 +24,7 @@ class Warehouse(BankModule, AnnealedModule):
         high=1,
         learned=0,
         meaning='a number in [0, 1], from learned attentions (0) to one-to-one (1)',
+        plain=1,
     )
 
     def __init__(self, partition: WarehousePartition, device=None, dtype=None) -> None:
@@ -38,6 +39,7 @@ class Warehouse(BankModule, AnnealedModule):
     def reset_parameters(self) -> None:
         """Initialise all cells anew, and set the temperature to 0."""
         self.temperature.fill_(self.temperature_range.learned)
+        self.loaded_temperature, self.awaits_annealing = None, False
         for kernel in self.partition.kernels.values():
             self.reset_cells(kernel)
 
@@ -48,7 +50,31 @@ class Warehouse(BankModule, AnnealedModule):
         if own.numel():
             nn.init.kaiming_normal_(own.flatten(0, 1), mode='fan_out', nonlinearity='relu')
 
+    @torch.no_grad()
+    def start_from_plain(self, kernel: Tensor, partition: KernelPartition) -> None:
+        """Put the blocks of a plain kernel into the cells that its mixtures start from.
+
+        The temperature becomes 1, at which the layer computes what the plain one did.
+
+        Args:
+            kernel: of the shape that ``partition`` says.
+            partition: of one of the layers that use this warehouse; every mixture starts from a
+                cell.
+        """
+        cell_shape = self.cells.shape[1:]
+        (blocks,) = partition.collect(kernel[None], cell_shape)
+        cells = blocks.reshape(-1, *cell_shape)
+        self.cells[list(partition.initial_cells)] = cells.to(self.cells)
+        self.temperature.fill_(self.temperature_range.plain)
+        self.awaits_annealing = True
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        if self.awaits_annealing and prefix + 'cells' not in state_dict:
+            # The layers have been loaded before, from plain kernels.
+            state_dict[prefix + 'cells'] = self.cells.detach()
+            state_dict[prefix + 'temperature'] = self.temperature
+        else:
+            self.awaits_annealing = False
         cells = state_dict.get(prefix + 'cells')
         # MMEngine loads non-strictly by default and would only log this mismatch.
         if cells is not None and cells.shape != self.cells.shape:

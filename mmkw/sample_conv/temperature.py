@@ -18,12 +18,15 @@ class TemperatureRange:
         low, high: the smallest and the largest valid one.
         learned: the one at which attentions are what was learned, for inference and fine-tuning.
         meaning: the range in words, for error messages.
+        plain: the one at which the network is a plain one, whatever its attentions are; ``None``
+            if the method has none.
     """
 
     low: float
     high: float
     learned: float
     meaning: str
+    plain: float | None = None
 
     def check(self, name: str, value: float) -> float:
         """Return ``value`` if it is a temperature of this method.
@@ -48,14 +51,25 @@ class AnnealedModule(nn.Module):
     Attributes:
         temperature: buffer without dimensions; the learned temperature when new.
         temperature_range: class attribute, see :class:`TemperatureRange`.
+        loaded_temperature: the temperature that came with the weights; ``None`` while they are
+            as initialised.
+        awaits_annealing: whether plain kernels were cut into cells while loading, and nothing has
+            set the temperature since then.
     """
 
     temperature: Tensor
     temperature_range: TemperatureRange
+    loaded_temperature: float | None = None
+    awaits_annealing = False
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer('temperature', torch.tensor(float(self.temperature_range.learned)))
+
+    def set_temperature(self, value: float) -> None:
+        """Fill in a temperature that is known to be in the range. Waits for no device."""
+        self.temperature.fill_(value)
+        self.awaits_annealing = False
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         key = prefix + 'temperature'
@@ -65,7 +79,8 @@ class AnnealedModule(nn.Module):
             state_dict.setdefault(key, learned)
         found = state_dict.get(key)
         if isinstance(found, Tensor) and not found.is_meta and found.numel() == 1:
-            self.temperature_range.check(f'{key} of the checkpoint', found.item())
+            value = self.temperature_range.check(f'{key} of the checkpoint', found.item())
+            self.loaded_temperature = value
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -111,7 +126,7 @@ def set_temperature(model: nn.Module, value: float) -> None:
     modules = annealed_modules(model)
     modules[0].temperature_range.check('temperature', value)
     for module in modules:
-        module.temperature.fill_(value)
+        module.set_temperature(value)
 
 
 def get_temperature(model: nn.Module) -> float:

@@ -184,10 +184,6 @@ def test_norm_eval():
     x = torch.randn(1, 3, 32, 32)
     backbone(x)[0].sum().backward()  # a batch of 1 is fine, as no norm sees batch statistics
     assert backbone.warehouses['layer1'].cells.grad is not None
-    with pytest.raises(ValueError, match='cannot train on a batch of 1 sample'):
-        backbone = small()
-        backbone.train()
-        backbone(x)
 
 
 def test_with_cp_gives_the_same_gradients():

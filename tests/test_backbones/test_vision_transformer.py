@@ -294,10 +294,20 @@ def test_position_embeddings_are_resized_on_loading():
     assert torch.equal(target.warehouses['mlp2'].cells, source.warehouses['mlp2'].cells)
 
 
-def test_plain_checkpoints_are_refused():
+def test_plain_checkpoints_are_cut_into_cells():
+    torch.manual_seed(0)
+    plain, network = VisionTransformer(**arguments_of()), small()
+    plain.eval(), network.eval()
+    with pytest.warns(UserWarning, match='plain kernels, which were cut into cells'):
+        network.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, *plain.img_size)
+    torch.testing.assert_close(network(x)[0], plain(x)[0])
+
+
+def test_plain_checkpoints_are_refused_below_a_budget_of_1():
     plain = VisionTransformer(**arguments_of())
-    with pytest.raises(ValueError, match='plain kernel, layers.0.ffn.layers.0.0.weight'):
-        small().load_state_dict(plain.state_dict(), strict=False)
+    with pytest.raises(ValueError, match='plain kernel, layers.0.attn.qkv.value.weight'):
+        small(budget='1/2').load_state_dict(plain.state_dict(), strict=False)
 
 
 @pytest.mark.parametrize(

@@ -152,16 +152,28 @@ def test_blocks_of_a_kernel_are_where_its_mixtures_stand():
     assert torch.equal(blocks, torch.stack(expected))
 
 
-def test_cells_that_no_mixture_starts_from_and_attentions_stay():
+def test_cells_that_no_mixture_starts_from_and_hidden_layers_stay():
     network = KWResNet(18, 2, **NARROW)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     warm_start(network, randomise(ResNet(18, **NARROW)).state_dict())
     for name, value in network.state_dict().items():
-        if '.attention.' in name:
+        if '.attention.fc1.' in name or '.attention.norm.' in name:
             assert torch.equal(value, before[name])
         elif name.endswith('.cells'):
             assert torch.equal(value[1::2], before[name][1::2])
             assert not torch.isclose(value[::2], before[name][::2]).flatten(1).all(1).any()
+
+
+@pytest.mark.parametrize('basis_ratio', [None, 1 / 16])
+def test_attentions_start_at_the_allocation(basis_ratio):
+    """Whatever the temperature, up to the constant in the attention's denominator."""
+    network = KWResNet(18, 2, basis_ratio=basis_ratio, **NARROW)
+    warm_start(network, randomise(ResNet(18, **NARROW)).state_dict())
+    layer = network.layer2[0].conv2.eval()
+    x = torch.randn(2, layer.in_channels, 4, 4)
+    plain = layer.kernels(x)
+    mmkw.set_temperature(network, 0)
+    torch.testing.assert_close(layer.kernels(x), plain / 1.001)
 
 
 # Sources ---------------------------------------------------------------------------------------

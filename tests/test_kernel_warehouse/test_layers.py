@@ -350,18 +350,6 @@ def test_layers_take_the_plain_layers_arguments():
             r'KWConv2d\(8, 8, .*has no warehouse yet: apply a plan',
         ),
         (
-            lambda: KWConv2d(8, 8, 1)(torch.zeros(1, 8, 3, 3)),
-            ValueError,
-            'cannot train on a batch of 1 sample; use at least 2',
-        ),
-        (
-            lambda: KWConv2d(8, 8, 1, attention=dict(norm_layer='SyncBatchNorm'))(
-                torch.zeros(1, 8, 3, 3)
-            ),
-            ValueError,
-            "cannot train on a batch of 1 sample.*or 'SyncBatchNorm' on several GPUs",
-        ),
-        (
             lambda: KWConv2d(8, 8, 1)(torch.zeros(2, 4, 3, 3)),
             ValueError,
             r'expects input of shape \(N, 8, H, W\), but got \(2, 4, 3, 3\)',
@@ -412,3 +400,17 @@ def test_image_smaller_than_the_kernel(route, size, options):
         layer(x)
     fitting = torch.zeros(2, 4, 5, 5)
     assert layer(fitting).shape == plain(fitting).shape
+
+
+def test_a_batch_of_one_sample_takes_the_running_statistics():
+    """In training as in evaluation, and they stay as they are."""
+    layer = KWConv2d(8, 8, 1)
+    layer(torch.randn(4, 8, 3, 3))
+    layer.attention.norm.weight.data.uniform_(0.5, 2)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    image = torch.randn(1, 8, 3, 3)
+    y = layer(image)
+    y.sum().backward()
+    assert layer.attention.fc1.weight.grad.any()
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    assert torch.equal(y, layer.eval()(image))

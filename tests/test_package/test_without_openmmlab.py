@@ -39,7 +39,7 @@ def torch_alone(tmp_path_factory):
 
 
 TRAINING = """
-import importlib.util, sys
+import importlib.util, sys, warnings
 for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'):
     assert importlib.util.find_spec(name) is None
 import torch
@@ -63,15 +63,18 @@ def collect(call):
     except (ValueError, RuntimeError) as error:
         messages.append(str(error))
 plain = nn.Conv2d(8, 8, 3)
-layer = mmkw.KWConv2d(8, 8, 3)
-collect(lambda: layer.load_state_dict(plain.state_dict()))
+layer, small = mmkw.KWConv2d(8, 8, 3), mmkw.KWConv2d(8, 8, 3, budget='1/2')
+collect(lambda: small.load_state_dict(plain.state_dict()))
+with warnings.catch_warnings(record=True) as caught:
+    layer.load_state_dict(plain.state_dict())
+messages.append(str(caught[0].message))
 collect(lambda: layer(torch.zeros(1, 8, 4, 4)))
 collect(lambda: mmkw.set_temperature(plain, 0))
 collect(lambda: mmkw.KWConv2d(8, 8, 3, budget=2).load_state_dict(layer.state_dict()))
 other = nn.Sequential(nn.Conv2d(3, 8, 3))
 mmkw.apply_plan(other, {'another': mmkw.WarehouseConfig(['0'])})
 collect(lambda: other.load_state_dict(network.state_dict(), strict=False))
-assert len(messages) == 5, messages
+assert len(messages) == 6, messages
 print(*messages, sep='\\n')
 assert not any(name.split('.')[0].startswith('mm') and name[:4] != 'mmkw' and name != 'mmap'
                for name in sys.modules)

@@ -1,0 +1,227 @@
+"""What a run starts from decides its temperature, and contradictions are said at the start."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmpretrain.models.backbones import ResNet
+from torch import nn
+from torch.utils.data import Dataset
+
+import mmkw
+from mmkw.backbones import KWResNet
+from mmkw.kernel_warehouse import KWConv2d
+from mmkw.sample_conv.temperature import annealed_modules
+
+NARROW = dict(depth=18, base_channels=8, stem_channels=8, zero_init_residual=False)
+
+# At the size of 1 x 1 that images of 32 pixels end with, batch norm could not go on either.
+GROUPS = dict(type='GN', num_groups=2)
+
+
+class Images(Dataset):
+    def __init__(self, size=8):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(index))
+
+
+class Network(BaseModel):
+    def __init__(self, backbone, neck):
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+
+    def forward(self, x, mode='tensor'):
+        y = self.neck(self.backbone(x)[-1])
+        return dict(loss=(y - 1).square().mean()) if mode == 'loss' else y
+
+    def train_step(self, data, optim_wrapper):
+        loss = self(data, mode='loss')['loss']
+        optim_wrapper.update_params(loss)
+        return dict(loss=loss)
+
+
+class Recorder(Hook):
+    """The temperature of the backbone and of the neck in every iteration."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.backbone, self.neck = [], []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        for name in ('backbone', 'neck'):
+            part = getattr(runner.model, name)
+            if any(True for m in part.modules() if hasattr(m, 'temperature')):
+                getattr(self, name).append(mmkw.get_temperature(part))
+
+
+START = dict(type='KWStartHook', epochs=1)
+HOLD = dict(type='KWDisableAttentionInitHook')
+ANNEAL = dict(type='KWTemperatureHook', epochs=1)
+FALLING, ZERO = [0.75, 0.5, 0.25, 0, 0, 0, 0, 0], [0] * 8
+
+
+def train(folder, hooks, backbone=None, neck=None, plain=False, batch_size=2, size=8, **config):
+    """Four iterations an epoch; returns the temperatures and the log."""
+    torch.manual_seed(0)
+    kind = ResNet if plain else KWResNet
+    model = Network(kind(**{**NARROW, **(backbone or {})}), neck or nn.Conv2d(64, 4, 1))
+    recorder = Recorder()
+    runner = Runner(
+        model=model,
+        work_dir=str(folder),
+        train_dataloader=dict(
+            dataset=Images(size),
+            batch_size=batch_size,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+        ),
+        train_cfg=config.pop('train_cfg', dict(by_epoch=True, max_epochs=2)),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
+        custom_hooks=[*hooks, recorder],
+        experiment_name=f'{folder.name}-{len(list(folder.iterdir()))}',
+        **config,
+    )
+    runner.train()
+    log = '\n'.join(path.read_text() for path in sorted(folder.rglob('*.log')))
+    return recorder, log
+
+
+@pytest.fixture
+def plain_file(tmp_path):
+    torch.manual_seed(1)
+    network = ResNet(**NARROW)
+    torch.save(network.state_dict(), tmp_path / 'plain.pth')
+    return network, dict(type='Pretrained', checkpoint=str(tmp_path / 'plain.pth'))
+
+
+@pytest.fixture
+def kw_file(tmp_path):
+    model = Network(KWResNet(**NARROW), nn.Conv2d(64, 4, 1))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'kw.pth')
+    return str(tmp_path / 'kw.pth')
+
+
+def test_from_scratch(tmp_path):
+    recorder, log = train(tmp_path, [START])
+    assert recorder.backbone == FALLING
+    assert 'new weights, temperature annealed over 4 iterations: backbone.warehouses.' in log
+
+
+def test_from_a_kw_checkpoint(tmp_path, kw_file):
+    backbone = dict(frozen_stages=1, norm_eval=True)
+    recorder, log = train(tmp_path, [START], backbone, load_from=kw_file)
+    assert recorder.backbone == ZERO
+    assert 'learned attentions, temperature held at 0: backbone.warehouses.' in log
+    assert 'WARNING - mmkw' not in log
+
+
+def test_changing_the_type_alone(tmp_path, plain_file):
+    """A plain init_cfg is cut into cells; without annealing it is not trained."""
+    plain, init_cfg = plain_file
+    with pytest.warns(UserWarning, match='plain kernels, which were cut into cells') as caught:
+        settings = dict(init_cfg=init_cfg, frozen_stages=1, norm_eval=True)
+        recorder, log = train(tmp_path, [START], settings)
+    assert len({str(w.message) for w in caught if 'plain kernels' in str(w.message)}) == 1
+    assert recorder.backbone == FALLING
+    assert log.count('plain kernels cut into cells, temperature annealed over 4 iterations') == 1
+    assert 'missing keys' not in log and 'WARNING - mmkw' not in log
+
+    network = KWResNet(**NARROW, init_cfg=init_cfg)
+    network.init_weights()
+    network.eval(), plain.eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(network(x)[0], plain(x)[0], rtol=1e-4, atol=1e-4)
+    # Attentions begin where annealing ends: nothing is scrambled on the way.
+    mmkw.set_temperature(network, 0)
+    assert (network(x)[0] - plain(x)[0]).norm() < 0.02 * plain(x)[0].norm()
+
+    with pytest.raises(RuntimeError, match=r"nothing anneals .*dict\(type='KWStartHook', epochs="):
+        train(tmp_path, [], dict(init_cfg=init_cfg))
+
+
+def test_a_plain_checkpoint_below_a_budget_of_1_or_of_another_width(plain_file):
+    _, init_cfg = plain_file
+    with pytest.raises(ValueError, match='plain kernel, layer1.0.conv1.weight,.*budget below 1'):
+        KWResNet(**NARROW, budget='1/2', init_cfg=init_cfg).init_weights()
+    wide = {**NARROW, 'base_channels': 16}
+    with pytest.raises(ValueError, match=r'conv1.weight of the checkpoint has shape \(8, 8, 3, 3'):
+        KWResNet(**wide, init_cfg=init_cfg).init_weights()
+
+
+def test_resumed_amid_annealing(tmp_path, plain_file):
+    _, init_cfg = plain_file
+    hook = dict(type='KWStartHook', epochs=2)
+    one = dict(by_epoch=True, max_epochs=1)
+    first, _ = train(tmp_path, [hook], dict(init_cfg=init_cfg), train_cfg=one)
+    second, log = train(tmp_path, [hook], dict(init_cfg=init_cfg), resume=True)
+    assert first.backbone + second.backbone == pytest.approx([(8 - t) / 8 for t in range(1, 9)])
+    assert 'attentions amid annealing' in log
+
+
+def test_warehouses_in_the_neck_only_and_beside_a_trained_backbone(tmp_path, kw_file):
+    recorder, _ = train(tmp_path, [START], neck=KWConv2d(64, 4, 1), plain=True)
+    assert recorder.neck == FALLING
+    recorder, log = train(tmp_path, [START], neck=KWConv2d(64, 4, 1), load_from=kw_file)
+    assert recorder.backbone == ZERO and recorder.neck == FALLING
+    assert 'new weights, temperature annealed over 4 iterations: neck.warehouse.' in log
+
+
+def test_averages_follow(tmp_path, kw_file):
+    """Their copy of the model is made before weights are loaded."""
+    temperatures = []
+
+    class Watch(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            (hook,) = (h for h in runner.hooks if type(h).__name__ == 'EMAHook')
+            temperatures.append({m.temperature.item() for m in annealed_modules(hook.ema_model)})
+
+    train(tmp_path, [START, dict(type='EMAHook'), Watch()], load_from=kw_file)
+    assert temperatures == [{0.0}] * 8
+
+
+def test_holding_the_temperature_of_plain_weights_is_refused(tmp_path, plain_file):
+    message = r'attentions have learned nothing yet, .*Anneal it: replace KWDisable'
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, [HOLD], dict(init_cfg=plain_file[1]))
+
+
+@pytest.mark.parametrize(
+    ('hook', 'start', 'settings', 'message'),
+    [
+        (HOLD, None, {}, 'are new, with random attentions, but the temperature is held at 0'),
+        (ANNEAL, None, dict(frozen_stages=1), 'are frozen with random weights, as no checkpoint'),
+        (ANNEAL, 'kw', {}, 'start from learned attentions .* which annealing disrupts'),
+    ],
+)
+def test_other_contradictions_are_one_warning(tmp_path, kw_file, hook, start, settings, message):
+    load_from = kw_file if start == 'kw' else None
+    _, log = train(tmp_path, [hook], settings, load_from=load_from)
+    (warning,) = (line for line in log.splitlines() if 'WARNING - mmkw' in line)
+    assert re.search(message, warning)
+
+
+def test_a_last_batch_of_one_image(tmp_path):
+    """It does not stop training; batches of 1 throughout are warned of."""
+    recorder, log = train(tmp_path, [START], dict(norm_cfg=GROUPS), size=7)
+    assert len(recorder.backbone) == 8
+    assert 'batch_size=1' not in log
+    _, log = train(tmp_path, [START], dict(norm_cfg=GROUPS), batch_size=1, size=2)
+    assert log.count('mmkw: train_dataloader.batch_size=1') == 1
+    assert "norm_layer='LayerNorm'" in log
+    (tmp_path / 'layer').mkdir()
+    layer_norm = dict(norm_layer='LayerNorm', norm_cfg=GROUPS)
+    assert 'batch_size=1' not in train(tmp_path / 'layer', [START], layer_norm, batch_size=1)[1]
