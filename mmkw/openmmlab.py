@@ -6,10 +6,11 @@ as models by name.
 """
 
 from mmcv.cnn.bricks import Conv2dAdaptivePadding, wrappers
-from mmengine.registry import MODELS
+from mmengine.registry import FUNCTIONS, MODELS
 
 from .dynamic_conv import CGConv2d, CondConv2d, DCDConv2d, DYConv2d, ODConv2d, WeightNetConv2d
 from .kernel_warehouse import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
+from .kernel_warehouse.sharding import keep_warehouses_whole
 from .registry import register_classifiers, register_scope
 from .sample_conv.replacing import PLAIN_LAYERS, PlainLayer, pad_to_ceil
 
@@ -22,6 +23,7 @@ def register() -> None:
         CGConv2d, WeightNetConv2d,
     ):  # fmt: skip
         MODELS.register_module(module=layer)
+    FUNCTIONS.register_module(module=keep_warehouses_whole)
     KWLayer.cure_of_plain_checkpoint = (
         'choose a budget of at least 1, load a checkpoint of a KW model, or remove init_cfg or '
         'load_from to train from scratch'

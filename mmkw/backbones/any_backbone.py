@@ -14,6 +14,7 @@ from torch import nn
 from ..kernel_warehouse.plan import WarehouseConfig, apply_plan
 from ..kernel_warehouse.plan import freeze_idle_warehouses as freeze_idle
 from ..planning import NetworkPlan, make_plan, plan_network
+from .layer_depth import WarehouseDepths
 
 _AUTOMATIC_OPTIONS = tuple(inspect.signature(plan_network).parameters)[2:]
 _DEFAULTS = tuple(field.name for field in fields(WarehouseConfig) if field.name != 'layers')
@@ -31,7 +32,9 @@ def build_kw_backbone(
 
     Returns the backbone itself: class, module names, outputs, ``init_weights``, frozen stages and
     ``norm_eval`` are those of the wrapped backbone. Cells are in ``warehouses.<name>.cells``. A
-    frozen stage freezes its attentions.
+    frozen stage freezes its attentions. With layer-wise learning rates
+    (MMPretrain's ``LearningRateDecayOptimWrapperConstructor``) a warehouse has the depth of the
+    first layer that uses it.
     What was planned, and which layers stay plain for what reason, is logged; before any training
     ``tools/analysis_tools/show_plan.py`` shows it.
 
@@ -79,6 +82,8 @@ def build_kw_backbone(
     network_plan = backbone_plan(network, warehouse, plan, input_shape)
     print_log(str(network_plan), logger='current')
     apply_plan(network, network_plan, freeze_idle_warehouses)
+    if hasattr(type(network), 'get_layer_depth'):
+        network.get_layer_depth = WarehouseDepths(network)
     # Some backbones freeze their stages only here.
     network.train(network.training)
     if freeze_idle_warehouses:

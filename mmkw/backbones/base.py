@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..kernel_warehouse.layers import KWLayer
 from ..kernel_warehouse.plan import freeze_idle_warehouses
+from .layer_depth import name_by_depth
 
 
 class WarehouseBackbone:
@@ -36,15 +36,4 @@ class WarehouseBackbone:
                 f'{type(self).__name__} has no layer-wise learning rates, because its plain '
                 f'backbone says nothing about the depth of its layers'
             )
-        cells = prefix + 'warehouses.'
-        if param_name.startswith(cells):
-            name = param_name[len(cells) :].partition('.')[0]
-            param_name = f'{prefix}{self._first_user(name)}.cells'
-        return super().get_layer_depth(param_name, prefix)
-
-    def _first_user(self, warehouse: str) -> str:
-        return next(
-            name
-            for name, layer in self.named_modules()
-            if isinstance(layer, KWLayer) and layer.warehouse is self.warehouses[warehouse]
-        )
+        return super().get_layer_depth(name_by_depth(self, param_name, prefix), prefix)

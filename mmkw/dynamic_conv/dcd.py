@@ -18,6 +18,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer, DynamicLinear, IntOrTuple
@@ -179,6 +180,8 @@ class DCDConv2d(_DCDLayer, DynamicConvNd):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
+        if isinstance(x, Proxy):
+            return self.record_call(x)
         self.check_input(x)
         sparse = x[..., :: self.stride[0], :: self.stride[1]]
         self.check_batch(x, math.prod(sparse.shape[2:]))
@@ -209,6 +212,8 @@ class DCDLinear(_DCDLayer, DynamicLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *, in_features)`` to ``(N, *, out_features)``."""
+        if isinstance(x, Proxy):
+            return self.record_call(x)
         tokens = self.tokens(x)
         self.check_batch(x, tokens.shape[1])
         phi, scale = self.attention(tokens.mean(1))

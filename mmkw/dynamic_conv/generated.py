@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..sample_conv.convolution import convolve
 from ..sample_conv.layer import DynamicConvNd
@@ -35,6 +36,8 @@ class GeneratedConv2d(DynamicConvNd):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
+        if isinstance(x, Proxy):
+            return self.record_call(x)
         kernels = self.kernels(x)
         geometry = (self.groups, self.stride, self.conv_padding, self.dilation)
         if len(x) > 0:

@@ -238,7 +238,8 @@ class KWLinear(KWLayer, DynamicLinear):
     """Linear layer that multiplies each sample's tokens by its own weight, mixed from a warehouse.
 
     The 1-d case of the convolutions over the flattened token axes; the attention sees the mean
-    over a sample's tokens.
+    over a sample's tokens. The first axis is always the batch: an input of shape
+    ``(N, in_features)`` is ``N`` samples of one token each, not one sample of ``N`` tokens.
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``.

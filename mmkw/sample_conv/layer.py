@@ -8,6 +8,7 @@ from typing import Callable, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .mixing import Mixture, Shape, assemble_kernels
 from .routes import dynamic_conv
@@ -82,6 +83,13 @@ class DynamicLayer(nn.Module):
             geometry: stride, padding, dilation and groups.
         """
         return dynamic_conv(x, self.mix(pooled), self.bias, **geometry)
+
+    def record_call(self, x: Proxy) -> Proxy:
+        """Record a call of the layer in a graph of ``torch.fx``, in which it is one node.
+
+        What it computes depends on the shape of its input, which a graph does not know.
+        """
+        return x.tracer.create_proxy('call_module', x.tracer.path_of_module(self), (x,), {})
 
     def sample_kernels(self, pooled: Tensor) -> Tensor:
         """The kernels for the pooled input, ``(N, *kernel_shape)``."""
@@ -168,6 +176,8 @@ class DynamicConvNd(DynamicLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
+        if isinstance(x, Proxy):
+            return self.record_call(x)
         self.check_input(x)
         padded = self.pad(x)
         self.check_size(x, padded)
@@ -219,7 +229,8 @@ class DynamicLinear(DynamicLayer):
     """Linear layer that multiplies each sample's tokens by its own weight.
 
     The 1-d case of the convolutions over the flattened token axes; the attention sees the mean
-    over a sample's tokens.
+    over a sample's tokens. The first axis is always the batch: an input of shape
+    ``(N, in_features)`` is ``N`` samples of one token each, not one sample of ``N`` tokens.
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
@@ -242,6 +253,8 @@ class DynamicLinear(DynamicLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *, in_features)`` to ``(N, *, out_features)``."""
+        if isinstance(x, Proxy):
+            return self.record_call(x)
         tokens = self.tokens(x)
         if x.numel() == 0:
             # Samples without tokens have no mean, and all are as empty as no samples.

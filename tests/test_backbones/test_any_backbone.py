@@ -528,3 +528,31 @@ def test_detectors_train_and_evaluate(model, digits, tmp_path):
     for name, warehouse in runner.model.backbone.warehouses.items():
         moved = not torch.equal(cells[name], warehouse.cells)
         assert moved == warehouse.cells.requires_grad, name
+
+
+def test_layer_wise_learning_rates():
+    """By MMPretrain's constructor: cells learn as the first layer that uses them would."""
+    from mmengine.optim import build_optim_wrapper
+
+    plain = dict(type='mmpretrain.ConvNeXt', arch='atto')
+    wrapped = dict(type='KWBackbone', backbone=plain, input_shape=(3, 64, 64))
+    optimizer = dict(
+        constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
+        optimizer=dict(type='SGD', lr=1.0, weight_decay=0.1),
+        paramwise_cfg=dict(layer_decay_rate=0.5),
+    )
+
+    def rates(backbone):
+        head = dict(type='LinearClsHead', num_classes=2, in_channels=320)
+        model = dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head)
+        model = copy.deepcopy(MODELS.build(model))
+        groups = build_optim_wrapper(model, optimizer).optimizer.param_groups
+        return {group['param_name'].removeprefix('backbone.'): group['lr'] for group in groups}
+
+    expected, found = rates(plain), rates(wrapped)
+    assert len(set(expected.values())) > 4
+    same = expected.keys() & found.keys()
+    assert {name: found[name] for name in same} == {name: expected[name] for name in same}
+    for stage in range(4):
+        first = expected[f'stages.{stage}.0.pointwise_conv1.weight']
+        assert found[f'warehouses.stage{stage + 1}_linear.cells'] == first

@@ -265,6 +265,18 @@ def test_device_and_dtype(method):
 
 
 @every_method
+def test_is_one_node_of_a_graph(method):
+    torch.manual_seed(0)
+    layers = [METHODS[method][0](4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    network = nn.Sequential(*layers, METHODS[method][0](8, 8, 3, padding=1)).eval()
+    graph = torch.fx.symbolic_trace(network)
+    assert [node.target for node in graph.graph.nodes][1:-1] == ['0', '1', '2', '3']
+    for size in (6, 9):
+        x = torch.randn(2, 4, size, size)
+        torch.testing.assert_close(graph(x), network(x), rtol=0, atol=0)
+
+
+@every_method
 def test_conv_cfg_of_a_neck(method):
     torch.manual_seed(0)
     neck = FPN([8, 16], 8, num_outs=3, conv_cfg=dict(type=method))

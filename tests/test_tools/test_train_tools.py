@@ -142,6 +142,16 @@ def test_two_machines_train_like_one(folder, single):
     assert_trained_alike(folder / 'machines', single)
 
 
+@pytest.fixture
+def one_thread():
+    """As in the processes that ``run`` starts: sums over more threads are rounded otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures('one_thread')
 def test_interrupted_training_resumes_exactly(folder, single, monkeypatch):
     """By epochs; test_faults.py has real kills, by iterations."""
     monkeypatch.chdir(folder)
