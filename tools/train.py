@@ -103,7 +103,9 @@ def main(argv=None):
         check_data(config, 'train', 'val')
         check_start(config)
         remove_partial_files(config.work_dir)
-        build_runner(config).train()
+        runner = build_runner(config)
+        runner.register_hook(dict(type='WholeEpochHook'))
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -1,0 +1,78 @@
+"""Hooks that make a resumed run go on as if it had not been interrupted."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+
+@HOOKS.register_module()
+class WholeEpochHook(Hook):
+    """Refuses to go on by epochs from the middle of an epoch.
+
+    MMEngine starts that epoch again, but goes on counting iterations: a run of 4 epochs of 10
+    iterations, resumed in iteration 14, trains 44. ``tools/train.py`` always has this hook.
+
+    Raises:
+        ValueError: before training, if the checkpoint was written within an epoch
+            (``CheckpointHook(by_epoch=False)``) and the loop counts epochs.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Compare the iteration with the epoch. Iterations of an epoch of another length, as with
+        another batch size, are no reason to stop, except where the numbers look alike."""
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            return
+        length = len(runner.train_dataloader)
+        if 0 < runner.iter - runner.epoch * length <= length:
+            raise ValueError(
+                f'the checkpoint is from iteration {runner.iter}, within epoch {runner.epoch + 1} '
+                f'of {length} iterations, and training by epochs cannot go on from there; resume '
+                f'from a checkpoint of the end of an epoch (CheckpointHook with by_epoch=True), or '
+                f'train by iterations (train_cfg.type=IterBasedTrainLoop)'
+            )
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seeds all random generators anew at the start of every epoch.
+
+    Random augmentation, dropout and drop path are then the same in a resumed run as in one that was
+    not interrupted. The seed of an epoch follows from the run's seed, the epoch and the process, so
+    no states have to be saved::
+
+        custom_hooks = [dict(type='EpochSeedHook')]
+
+    It seeds Python's, NumPy's and PyTorch's generators (CPU and GPUs) of the main process.
+    MMEngine seeds those of worker processes when they start, which is at every epoch unless the
+    data loader has ``persistent_workers=True``: such workers go on from states that no checkpoint
+    holds, and augmentation in a resumed run differs.
+
+    Raises:
+        ValueError: before training, if the loop counts iterations.
+    """
+
+    # Before other hooks draw random numbers.
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Check that there are epochs."""
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise ValueError(
+                f'EpochSeedHook needs a training loop that counts epochs, but got '
+                f'{type(runner.train_loop).__name__}; remove the hook'
+            )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed the generators for the epoch that begins."""
+        state = np.random.SeedSequence([runner.seed, runner.epoch, get_rank()])
+        seed = int(state.generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)  # of all devices
