@@ -8,6 +8,7 @@ as models by name.
 from mmcv.cnn.bricks import Conv2dAdaptivePadding, wrappers
 from mmengine.registry import FUNCTIONS, MODELS
 
+from . import optim_constructor  # noqa: F401
 from .dynamic_conv import CGConv2d, CondConv2d, DCDConv2d, DYConv2d, ODConv2d, WeightNetConv2d
 from .kernel_warehouse import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
 from .kernel_warehouse.sharding import keep_warehouses_whole
