@@ -22,7 +22,12 @@ RUNNABLE = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path
 IMAGENET = [path for path in RUNNABLE if path.parent.name == 'imagenet']
 COCO = [path for path in RUNNABLE if path.parent.name == 'coco']
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
-BUDGETS = {'1d4x': 0.25, '1d2x': 0.5, '3d4x': 0.75, '1x': 1, '2x': 2, '4x': 4, None: None}
+BUDGETS = {
+    '1d4x': 0.25, '1d2x': 0.5, '3d4x': 0.75, '1x': 1, '2x': 2, '4x': 4, '8x': 8, None: None,
+}  # fmt: skip
+DETECTORS = ('mask-rcnn_', 'faster-rcnn_')
+# Methods whose temperature falls from 30 to 1.
+SOFTMAX_METHODS = ('odconv', 'dyconv')
 
 
 def named(path: Path) -> str:
@@ -31,16 +36,39 @@ def named(path: Path) -> str:
 
 def model_name(stem: str) -> str:
     """Network and budget, as ImageNet configs spell them."""
-    name = stem.split('_')[stem.startswith('mask-rcnn_')]
+    name = stem.split('_')[stem.startswith(DETECTORS)]
     return re.sub('mobilenet-v2(?!-w)', 'mobilenet-v2-w100', name)
 
 
-def network_and_budget(stem: str) -> tuple[str, float | None]:
-    """What the name of a config promises."""
-    pattern = r'(kw-)?(.+?)(?:-(\w+x))?(-released)?'
-    kw, network, budget, _ = re.fullmatch(pattern, model_name(stem)).groups()
-    assert (kw is None) == (budget is None)
-    return network, BUDGETS[budget]
+class Promise(NamedTuple):
+    """What the name of a config promises.
+
+    Attributes:
+        method: ``'kw'``, ``'odconv'``, ``'dyconv'``, ``'condconv'``, ``'dcd'``; ``None`` if plain.
+        network: such as ``'resnet18'``.
+        budget: parameters relative to the plain layers, or the number of kernels; ``None`` for
+            plain networks and DCD.
+        own_recipe: whether it is ODConv's own recipe.
+    """
+
+    method: str | None
+    network: str
+    budget: float | None
+    own_recipe: bool
+
+
+def promise(stem: str) -> Promise:
+    pattern = r'(?:(kw|odconv|dyconv|condconv|dcd)-)?(.+?)(?:-(\w+x))?(?:-released)?'
+    method, network, budget = re.fullmatch(pattern, model_name(stem)).groups()
+    assert (budget is None) == (method in (None, 'dcd'))
+    own_recipe = method == 'odconv' and re.search('-100e|-150e|fpn_1x', stem) is not None
+    return Promise(method, network, BUDGETS[budget], own_recipe)
+
+
+def replaced_backbone(cfg: Config) -> dict:
+    """The config of the backbone, without what replaces its layers."""
+    backbone = cfg.model.backbone
+    return backbone.backbone if backbone.type == 'DynamicBackbone' else backbone
 
 
 # What is read once must not change; `build` copies.

@@ -23,6 +23,7 @@ from ..backbones import KWConvNeXt, KWMobileNetV2, KWResNet
 from ..kernel_warehouse.layers import KWLayer
 from .loading import load_checkpoint
 from .plain_tensor_names import FORMATS, rename
+from .released_odconv import ODConvNetwork, identify_odconv, is_odconv
 from .saving import save_checkpoint
 from .tensor_checks import FLOATS, check_values
 
@@ -60,11 +61,12 @@ class ReleasedModel:
 
 
 def convert_released(src: _Path, dst: _Path | None = None, weights: str = 'auto') -> dict:
-    """Turn a released KernelWarehouse classifier or Mask R-CNN into an mmkw checkpoint.
+    """Turn a released KernelWarehouse or ODConv classifier or Mask R-CNN into an mmkw checkpoint.
 
-    Which ResNet, MobileNetV2 or ConvNeXt it is, and of which budget, is found from names and
-    shapes, and the result is verified by loading it strictly into that classifier or detector. It
-    suits ``load_from`` and strict loading in the model of the matching config, and
+    Which ResNet, MobileNetV2 or ConvNeXt it is, and of which budget (or, of ODConv, how many
+    kernels), is found from names and shapes, and the result is verified by loading it strictly
+    into that classifier or detector. It suits ``load_from`` and strict loading in the model of the
+    matching config, and
     ``init_cfg=dict(type='Pretrained', checkpoint=dst, prefix='backbone.')`` in a detector's
     backbone.
 
@@ -169,13 +171,14 @@ def _select_weights(checkpoint: Any, weights: str) -> tuple[str | None, _StateDi
     elif weights not in checkpoint:
         raise ValueError(f'it has no {weights!r}, only {list(checkpoint)[:5]}')
     state_dict = checkpoint if weights is None else checkpoint[weights]
-    if not isinstance(state_dict, Mapping) or not any(
-        _WAREHOUSE.search(str(name)) for name in state_dict
+    if not isinstance(state_dict, Mapping) or not (
+        any(_WAREHOUSE.search(str(name)) for name in state_dict) or is_odconv(map(str, state_dict))
     ):
         found = list(state_dict)[:3] if isinstance(state_dict, Mapping) else type(state_dict)
         raise ValueError(
-            f'not a released KernelWarehouse checkpoint: expected a dict whose `model` or '
-            f'`state_dict` holds tensors named warehouse_manager.weights.*, but found {found}'
+            f'not a released KernelWarehouse or ODConv checkpoint: expected a dict whose `model` '
+            f'or `state_dict` holds tensors named warehouse_manager.weights.* (KernelWarehouse) or '
+            f'*.attention.channel_fc.* (ODConv), but found {found}'
         )
     for name, value in state_dict.items():
         _check_value(name, value)
@@ -220,16 +223,19 @@ def _convert(released: _StateDict) -> tuple[dict[str, Any], dict[str, Tensor], d
             for name, target in names.items()
             if name not in targets and not _UNUSED.match(target[len(_BACKBONE) :])
         }
-    family = _find_family(names.values())
-    cells, renamed = _convert_names(names, family)
-    targets.update(renamed)
-    meta, model = _build_model(
-        family,
-        _DETECTOR if is_detector else _CLASSIFIER,
-        [released[name] for name in cells],
-        {target: released[name] for name, target in targets.items()},
-    )
-    targets.update(zip(cells, _warehouses(model)))
+    kind = _DETECTOR if is_detector else _CLASSIFIER
+    if is_odconv(names.values()):
+        network = identify_odconv(names, released)
+        targets.update(network.targets)
+        tensors = {target: released[name] for name, target in targets.items()}
+        meta, model = _build_odconv(kind, network, tensors)
+    else:
+        family = _find_family(names.values())
+        cells, renamed = _convert_names(names, family)
+        targets.update(renamed)
+        tensors = {target: released[name] for name, target in targets.items()}
+        meta, model = _build_model(family, kind, [released[name] for name in cells], tensors)
+        targets.update(zip(cells, _warehouses(model)))
     expected = model.state_dict()
     state_dict = {}
     for name, target in targets.items():
@@ -238,7 +244,11 @@ def _convert(released: _StateDict) -> tuple[dict[str, Any], dict[str, Tensor], d
             value = _fit(name, value, expected[target])
         state_dict[target] = value
     try:
-        # The release stores no temperature; its models are trained, so it is 0, as in new ones.
+        # KernelWarehouse layers would take a plain kernel in the place of their cells.
+        unknown = [target for target in state_dict if target not in expected]
+        if unknown:
+            raise ValueError(f'the model has no {", ".join(unknown)}')
+        # The release stores no temperature; its models are trained, so it is that of new ones.
         model.load_state_dict(state_dict)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
@@ -314,7 +324,9 @@ def _build_model(
             model=kind, backbone=dict(type=family.backbone.__name__, **size, **backbone_options)
         )
         if kind == _DETECTOR:
-            model = _build_detector(family, meta['backbone'], family.channels(size))
+            model = _build_detector(
+                dict(meta['backbone'], **family.in_detector), family.channels(size)
+            )
         else:
             meta['head'] = dict(
                 type='mmpretrain.LinearClsHead' if head_options is None else 'KWLinearClsHead',
@@ -322,8 +334,7 @@ def _build_model(
                 in_channels=family.channels(size)[-1],
                 **(head_options or {}),
             )
-            with DefaultScope.overwrite_default_scope('mmpretrain'):
-                model = MODELS.build(dict(type=kind, backbone=meta['backbone'], head=meta['head']))
+            model = _build_classifier(meta['backbone'], meta['head'])
         differences = _differences(cells, _warehouses(model).values())
         if fewest is None or len(differences) < len(fewest):
             fewest, nearest = differences, (meta, model)
@@ -337,12 +348,37 @@ def _build_model(
     )
 
 
-def _build_detector(
-    family: _Family, backbone: dict[str, Any], channels: Sequence[int]
-) -> nn.Module:
+def _build_odconv(
+    kind: str, network: ODConvNetwork, state_dict: _StateDict
+) -> tuple[dict[str, Any], nn.Module]:
+    """The ODConv model of a kind with this backbone, and what it is."""
+    config = network.configs.get(kind)
+    meta = dict(model=kind, backbone=network.backbone, config=config, cfg_options={})
+    if kind == _DETECTOR:
+        laterals = [f'neck.lateral_convs.{level}.conv' for level in range(4)]
+        channels = [
+            _length(state_dict, f'{name}.weight') // _length(state_dict, f'{name}.bias')
+            for name in laterals
+        ]
+        return meta, _build_detector(network.backbone_in_detector, channels)
+    num_classes = _length(state_dict, 'head.fc.bias')
+    meta['head'] = dict(
+        type='mmpretrain.LinearClsHead',
+        num_classes=num_classes,
+        in_channels=_length(state_dict, 'head.fc.weight') // num_classes,
+    )
+    return meta, _build_classifier(meta['backbone'], meta['head'])
+
+
+def _build_classifier(backbone: dict[str, Any], head: dict[str, Any]) -> nn.Module:
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(dict(type=_CLASSIFIER, backbone=backbone, head=head))
+
+
+def _build_detector(backbone: dict[str, Any], channels: Sequence[int]) -> nn.Module:
     """The Mask R-CNN of configs/coco, whose base is MMDetection's."""
     config = get_config('mmdet::_base_/models/mask-rcnn_r50_fpn.py').model
-    config.backbone = dict(backbone, **family.in_detector)
+    config.backbone = dict(backbone)
     config.neck.in_channels = list(channels)
     with DefaultScope.overwrite_default_scope('mmdet'):
         return MODELS.build(config)

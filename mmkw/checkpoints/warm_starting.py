@@ -252,7 +252,7 @@ def _find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
         if _KW_NAME.search(name):
             raise ValueError(
                 f'it is of a KernelWarehouse network, as it has {name}; load it as it is or, if '
-                f"it is from the authors' release, convert it with kernelwarehouse_to_mmkw.py"
+                f"it is from the authors' release, convert it with released_to_mmkw.py"
             )
         if f'module.{name}' in found:
             raise ValueError(f"it has both {name!r} and 'module.{name}'; remove one of them")

@@ -27,7 +27,7 @@ import mmkw
 from mmkw.checkpoints import released_conversion
 
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / 'tools' / 'model_converters' / 'kernelwarehouse_to_mmkw.py'
+TOOL = ROOT / 'tools' / 'model_converters' / 'released_to_mmkw.py'
 CONFIGS = ROOT / 'configs'
 GOLDEN = {
     'kw_resnet18_1x': 'kw-resnet18-1x_8xb512-300e_in1k.py',
@@ -394,7 +394,7 @@ DAMAGES = {
     'plain kernel': (
         RESNET,
         put(layer1__0__conv1__weight=(64, 64, 3, 3)),
-        r'looks like .*plain kernel, backbone\.layer1\.0\.conv1\.weight',
+        r'looks like .*the model has no backbone\.layer1\.0\.conv1\.weight',
     ),
     'one tensor with and without the prefix of distributed training': (
         RESNET,

@@ -27,7 +27,7 @@ import mmkw
 from mmkw.checkpoints import convert_released, load_checkpoint
 
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / 'tools' / 'model_converters' / 'kernelwarehouse_to_mmkw.py'
+TOOL = ROOT / 'tools' / 'model_converters' / 'released_to_mmkw.py'
 RELEASED_CONVNEXT = ['model.backbone.blocks_per_warehouse=None', 'model.backbone.reduction=0.0625']
 # Config, the golden file with its names, and the options that the config needs.
 DETECTORS = {

@@ -16,7 +16,7 @@ from mmkw.backbones import KWResNet
 from mmkw.checkpoints import CheckpointError, convert_released, load_checkpoint, save_checkpoint
 from mmkw.checkpoints.safetensors_format import checkpoint_from_bytes, checkpoint_to_bytes
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'kernelwarehouse_to_mmkw.py'
+TOOL = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'released_to_mmkw.py'
 
 
 def test_converted_by_the_tool(tmp_path):

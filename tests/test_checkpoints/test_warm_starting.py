@@ -523,7 +523,7 @@ ERRORS = {
     'no tensor': (changed(backbone__bn1__weight=[1.0]), r"'backbone\.bn1\.weight' is of type list"),
     'KW': (
         changed(backbone__warehouses__layer1__cells=torch.zeros(3)),
-        r'is of a KernelWarehouse network.*kernelwarehouse_to_mmkw',
+        r'is of a KernelWarehouse network.*released_to_mmkw',
     ),
     'released KW': (
         changed(**{'warehouse_manager__weights__0': torch.zeros(3)}),

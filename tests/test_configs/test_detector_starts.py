@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from config_models import COCO, CONFIGS, build, built, load, model_name, named
+from config_models import COCO, CONFIGS, build, built, load, model_name, named, replaced_backbone
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
@@ -20,7 +20,7 @@ from mmkw.checkpoints import load_checkpoint
 
 @pytest.mark.parametrize('path', COCO, ids=named)
 def test_detector_starts_from_the_output_of_its_imagenet_config(path):
-    start = load(path).model.backbone.init_cfg
+    start = replaced_backbone(load(path)).init_cfg
     trained = Path(start.checkpoint)
     stem = trained.parent.name
     classifier = CONFIGS / 'imagenet' / f'{stem}.py'

@@ -18,7 +18,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from config_models import COCO, CONFIGS, IMAGENET, built, load, named, network_and_budget
+from config_models import (
+    COCO,
+    CONFIGS,
+    IMAGENET,
+    SOFTMAX_METHODS,
+    Promise,
+    built,
+    load,
+    named,
+    promise,
+)
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
@@ -46,7 +56,7 @@ class Recipe(NamedTuple):
 
     Attributes:
         images: on each of 8 GPUs.
-        annealing: epochs over which the temperature falls from 1; ``None`` to hold it at 0.
+        annealing: epochs over which KW's temperature falls from 1; ``None`` to hold it at 0.
         optimizer: all but the learning rate.
         rates: the learning rate of every iteration.
         epoch_length: iterations in an epoch of ``rates``.
@@ -71,6 +81,9 @@ RECIPES = {
     'mobilenet-v2': Recipe(
         32, 150, 15, dict(SGD, nesterov=True, weight_decay=4e-5), cosine(0.05, 300, end=1e-6)
     ),
+    'mobilenet-v2 of ODConv': Recipe(
+        32, 150, None, dict(SGD, weight_decay=4e-5), cosine(0.05, 150, end=0), epoch_length=1
+    ),
     '300 epochs': Recipe(
         512, 300, 20, ADAMW,
         warmed_up(np.append(np.full(40, 0.004), cosine(0.004, 560, end=1e-6)), 40),
@@ -84,11 +97,17 @@ RECIPES = {
     'detector': Recipe(
         2, 12, None, ADAMW, warmed_up(steps(1e-4, 400, 150, 50), 500), epoch_length=50
     ),
+    'detector of ODConv': Recipe(
+        2, 12, None, dict(SGD, weight_decay=1e-4), warmed_up(steps(0.02, 400, 150, 50), 500),
+        epoch_length=50,
+    ),
     'convnext detector': Recipe(
         2, 12, None, ADAMW, warmed_up(steps(1e-4, 450, 100, 50), 500), epoch_length=50
     ),
 }  # fmt: skip
 RECIPE_OF = {
+    r'odconv-mobilenet.*_8xb32-150e_in1k': 'mobilenet-v2 of ODConv',
+    r'.*_odconv-.*_fpn_1x_coco': 'detector of ODConv',
     r'.*_8xb32-100e_in1k': 'resnet, 100 epochs',
     r'.*_8xb32-150e_in1k': 'mobilenet-v2',
     r'.*_8xb512-300e_in1k': '300 epochs',
@@ -109,6 +128,10 @@ DROP_PATHS = {
     r'(kw-)?resnet18.*_8xb.*': [0.0] * 8,
     # No block of MobileNetV2 has any, nor is there one left in DeiT.
     r'.*(mobilenet-v2|deit).*': [],
+    # The compared methods.
+    r'(odconv|dyconv|condconv|dcd)-resnet18.*_8xb512.*': [0.1] * 8,
+    r'(mask-rcnn_)?(odconv|dyconv)-resnet50-.*(_8xb512|_fpn_ms-1x).*': [0.1] * 16,
+    r'.*(odconv|dyconv|condconv|dcd)-resnet.*': [],
 }
 
 # Of those trained for less than 300 epochs.
@@ -144,21 +167,21 @@ def first_match(table: dict[str, Any], stem: str) -> Any:
 @pytest.mark.parametrize('path', IMAGENET + COCO, ids=named)
 def test_trains_as_released(path):
     cfg, model = load(path), built(path)
-    network, budget = network_and_budget(path.stem)
+    promised = promise(path.stem)
     recipe = RECIPES[first_match(RECIPE_OF, path.stem)]
 
     check_schedule(cfg, recipe)
-    check_hooks(cfg, recipe, network, budget)
-    check_weight_decay(path, recipe, budget)
+    check_hooks(cfg, recipe, promised)
+    check_weight_decay(path, recipe, promised)
     expected = first_match(DROP_PATHS, path.stem)
     rates = model.drop_paths if len(expected) else [rate for rate in model.drop_paths if rate]
     assert rates == pytest.approx(list(expected), abs=1e-7)
     if path in COCO:
-        check_frozen_parts_and_norms(path, network, budget)
-        check_layer_wise_learning_rates(path, network)
+        check_frozen_parts_and_norms(path, promised)
+        check_layer_wise_learning_rates(path, promised.network)
     else:
-        check_start(path, network, budget)
-        check_loss_and_augmentation(path, recipe, budget)
+        check_start(path, promised)
+        check_loss_and_augmentation(path, recipe, promised)
 
 
 def check_schedule(cfg: Config, recipe: Recipe) -> None:
@@ -221,13 +244,15 @@ def learning_rates(rate: float, schedulers: str, epochs: int, epoch_length: int)
     return np.array(recorder.rates)
 
 
-def check_hooks(cfg: Config, recipe: Recipe, network: str, budget: float | None) -> None:
+def check_hooks(cfg: Config, recipe: Recipe, promised: Promise) -> None:
     hooks = []
-    if budget is not None and recipe.annealing is None:
+    if promised.method in ('kw', *SOFTMAX_METHODS) and cfg.default_scope == 'mmdet':
         hooks.append(dict(type='KWDisableAttentionInitHook'))
-    elif budget is not None:
+    elif promised.method in SOFTMAX_METHODS:
+        hooks.append(dict(type='KWTemperatureHook', begin=30, end=1, epochs=10))
+    elif promised.method == 'kw':
         hooks.append(dict(type='KWTemperatureHook', epochs=recipe.annealing))
-    if network == 'convnext-tiny' and cfg.default_scope == 'mmpretrain':
+    if promised.network == 'convnext-tiny' and cfg.default_scope == 'mmpretrain':
         average = dict(
             type='EMAHook',
             momentum=pytest.approx(1 - 0.9999),
@@ -244,7 +269,7 @@ def check_hooks(cfg: Config, recipe: Recipe, network: str, budget: float | None)
         assert checkpoint.save_best == 'accuracy/top1'
 
 
-def check_weight_decay(path: Path, recipe: Recipe, budget: float | None) -> None:
+def check_weight_decay(path: Path, recipe: Recipe, promised: Promise) -> None:
     model = built(path)
     tokens = ('backbone.cls_token', 'backbone.pos_embed')
     in_detector = path in COCO and 'convnext' not in path.stem
@@ -261,21 +286,26 @@ def check_weight_decay(path: Path, recipe: Recipe, budget: float | None) -> None
             # No decay goes by names with `norm` in them, and batch norms are called bn.
             kind = 'norm of an attention' if '.attention.norm.' in name else 'other'
         found[kind] += 1
-        decays = kind in ('matrix', 'other') or (kind == 'layer scale' and budget is not None)
+        decays = (
+            kind in ('matrix', 'other')
+            or (kind == 'layer scale' and promised.method is not None)
+            or promised.own_recipe
+        )
         expected = recipe.optimizer['weight_decay'] if decays else 0
         assert setting.weight_decay == pytest.approx(expected), name
-    assert (found['norm of an attention'] > 0) == (in_detector and budget is not None)
+    has_norms = promised.method in ('kw', 'odconv')
+    assert (found['norm of an attention'] > 0) == (in_detector and has_norms)
     assert found['layer scale'] == (18 if 'convnext' in path.stem else 0)
 
 
-def check_start(path: Path, network: str, budget: float | None) -> None:
-    """Every norm starts at 1; classifiers of KW ResNets as PyTorch's linear layers."""
+def check_start(path: Path, promised: Promise) -> None:
+    """Every norm starts at 1; classifiers of dynamic ResNets as PyTorch's linear layers."""
     model = built(path)
     assert model.norm_scales == {1.0}
-    if not network.startswith('resnet'):
+    if not promised.network.startswith('resnet') or promised.method in ('condconv', 'dcd'):
         return
     weight, bias = model.classifier
-    if budget is None:
+    if promised.method is None:
         assert weight.std().item() == pytest.approx(0.01, rel=0.02)
         assert weight.abs().max() > 0.03 and not bias.any()
     else:
@@ -286,7 +316,7 @@ def check_start(path: Path, network: str, budget: float | None) -> None:
             assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
 
 
-def check_loss_and_augmentation(path: Path, recipe: Recipe, budget: float | None) -> None:
+def check_loss_and_augmentation(path: Path, recipe: Recipe, promised: Promise) -> None:
     cfg = load(path)
     loss = cfg.model.head.loss
     augments = (cfg.model.get('train_cfg') or {}).get('augments', [])
@@ -308,7 +338,7 @@ def check_loss_and_augmentation(path: Path, recipe: Recipe, budget: float | None
         return
 
     mixing = [('Mixup', 0.8), ('CutMix', 1.0)]
-    assert [(a.type, a.alpha) for a in augments] == ([] if budget == 0.25 else mixing)
+    assert [(a.type, a.alpha) for a in augments] == ([] if promised.budget == 0.25 else mixing)
     crop = train['RandomResizedCrop']
     assert (crop.backend, crop.interpolation) == ('pillow', 'bicubic')
     rand_augment = train['RandAugment']
@@ -323,16 +353,17 @@ def check_loss_and_augmentation(path: Path, recipe: Recipe, budget: float | None
     assert erasing.fill_std == cfg.data_preprocessor.std[::-1]
 
 
-def check_frozen_parts_and_norms(path: Path, network: str, budget: float | None) -> None:
-    model = built(path)
+def check_frozen_parts_and_norms(path: Path, promised: Promise) -> None:
+    model, network = built(path), promised.network
     parameters = [name for name in model.shapes if name.endswith(('.weight', '.bias', '.cells'))]
     parts = {True: set(), False: set()}
     for name in parameters:
         if name.startswith('backbone.'):
             parts[name in model.settings].add(name.split('.')[1])
-    assert parts[False] == FROZEN[network]
+    frozen = {'conv1', 'layer1'} | ({'bn1'} & FROZEN[network])
+    assert parts[False] == (frozen if promised.own_recipe else FROZEN[network])
     assert not parts[False] & parts[True], 'a part is frozen as a whole'
-    assert ('warehouses' in parts[True]) == (budget is not None)
+    assert ('warehouses' in parts[True]) == (promised.method == 'kw')
     # Batch norms, those of attentions included, are in evaluation mode; layer norms have none.
     for name, (kind, is_training) in model.norms.items():
         if name.startswith('backbone.'):
@@ -343,6 +374,7 @@ def check_frozen_parts_and_norms(path: Path, network: str, budget: float | None)
 def check_layer_wise_learning_rates(path: Path, network: str) -> None:
     """Attentions have the rate of their layer; warehouses, like output norms, that of the heads."""
     found = Counter()
+    rate = load(path).optim_wrapper.optimizer.lr
     for name, setting in built(path).settings.items():
         below = [
             layers
@@ -350,7 +382,7 @@ def check_layer_wise_learning_rates(path: Path, network: str) -> None:
             if network == 'convnext-tiny' and re.match(rf'backbone\.({pattern})\.', name)
         ] or [0]
         found.update(below)
-        assert [setting.lr] == pytest.approx([1e-4 * 0.95**layers for layers in below]), name
+        assert [setting.lr] == pytest.approx([rate * 0.95**layers for layers in below]), name
     assert set(found) == set(range(8 if network == 'convnext-tiny' else 1))
 
 

@@ -118,7 +118,7 @@ def test_logs_that_are_not_there(tmp_path):
     assert 'holds no */vis_data/scalars.json' in line
 
 
-@pytest.mark.parametrize('tool', ['plain_to_mmkw', 'kernelwarehouse_to_mmkw', 'publish_model'])
+@pytest.mark.parametrize('tool', ['plain_to_mmkw', 'released_to_mmkw', 'publish_model'])
 def test_converters(tool, folder, monkeypatch):
     (folder / 'broken.pth').write_bytes(b'not a checkpoint')
     files = ['broken.pth', 'out.pth']

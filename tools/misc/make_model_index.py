@@ -16,9 +16,9 @@ PAPER = dict(
     Title='KernelWarehouse: Rethinking the Design of Dynamic Convolution',
     URL='https://arxiv.org/abs/2406.07879',
 )
-NO_WEIGHTS = (
-    "none; tools/model_converters/kernelwarehouse_to_mmkw.py converts those of the paper's authors"
-)
+NO_WEIGHTS = 'none; tools/model_converters/released_to_mmkw.py converts those of its authors'
+# The methods whose authors released models.
+RELEASED = ('KernelWarehouse', 'ODConv')
 # The folder of configs -> what its models are trained on, the task, and the names of the scores.
 FOLDERS = {
     'imagenet': (
@@ -76,7 +76,7 @@ def metafile(folder, text):
     collections = [
         dict(
             Name=name,
-            Metadata=dict(Pretrained=NO_WEIGHTS if name == 'KernelWarehouse' else 'none'),
+            Metadata=dict(Pretrained=NO_WEIGHTS if name in RELEASED else 'none'),
             **(dict(Paper=dict(PAPER)) if name == 'KernelWarehouse' else {}),
             README=f'configs/{folder}/README.md',
         )
@@ -87,7 +87,7 @@ def metafile(folder, text):
 
 def collection(name):
     """The group of a model: a method, or the plain networks."""
-    backbone = name.split('_')[1] if name.startswith('mask-rcnn_') else name
+    backbone = name.split('_')[1] if '-rcnn_' in name else name
     methods = dict(
         kw='KernelWarehouse', odconv='ODConv', dyconv='DY-Conv', condconv='CondConv', dcd='DCD'
     )

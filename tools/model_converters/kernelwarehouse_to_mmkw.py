@@ -1,94 +1,11 @@
-"""Convert a checkpoint of the KernelWarehouse release to mmkw."""
+"""The earlier name of released_to_mmkw.py, which does the same."""
 
-import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cli_common import add_debug_option, clear_errors  # noqa: E402
-
-from mmkw.checkpoints import save_checkpoint  # noqa: E402
-from mmkw.checkpoints.released_conversion import read_released  # noqa: E402
-
-
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description='Convert a released KernelWarehouse classifier (ResNet, MobileNetV2 or '
-        'ConvNeXt), or a Mask R-CNN with such a backbone, to mmkw. The file is read without '
-        'running code from it, and the result is verified by loading it strictly.'
-    )
-    parser.add_argument('src', help='released checkpoint (.pth or .pth.tar)')
-    parser.add_argument(
-        'dst',
-        nargs='?',
-        help='where to write the mmkw checkpoint; in the safetensors format if it ends in '
-        '.safetensors. Not needed with --dry-run',
-    )
-    parser.add_argument(
-        '--dry-run', action='store_true', help='show what goes where, and write nothing'
-    )
-    parser.add_argument(
-        '--weights',
-        default='auto',
-        choices=['auto', 'model', 'model_ema', 'state_dict'],
-        help='which of the weights in the file to take: those of the last iteration (model, or '
-        "state_dict in MMDetection's files), their average over iterations (model_ema), or the "
-        'average if the file has one (auto, the default)',
-    )
-    add_debug_option(parser)
-    args = parser.parse_args()
-    if args.dst is None and not args.dry_run:
-        parser.error('name the file to write, or give --dry-run')
-    return args
-
-
-def print_mapping(released):
-    state_dict = released.checkpoint['state_dict']
-    for name, target in released.mapping.items():
-        print(f'{name} -> {target} {tuple(state_dict[target].shape)}')
-
-
-def describe(meta):
-    """The model, such as ``MaskRCNN with KWResNet(depth=50, budget=1)``."""
-    backbone = dict(meta['backbone'])
-    kind = backbone.pop('type')
-    arguments = ', '.join(f'{name}={value}' for name, value in backbone.items())
-    return f'{meta["model"]} with {kind}({arguments})'
-
-
-def config_line(meta):
-    """Which config has the model."""
-    if meta['config'] is None:
-        return 'config: none in configs/ has this model'
-    line = f'config: {meta["config"]}'
-    if meta['cfg_options']:
-        options = ' '.join(f'{name}={value}' for name, value in meta['cfg_options'].items())
-        line += f' --cfg-options {options}'
-    return line
-
-
-def main():
-    args = parse_args()
-    with clear_errors(args.debug):
-        released = read_released(args.src, args.weights)
-        if not args.dry_run:
-            save_checkpoint(released.checkpoint, args.dst)
-    meta = released.checkpoint['meta']
-    if args.dry_run:
-        print_mapping(released)
-    if released.unused:
-        print(f'not used: {", ".join(released.unused)}')
-    others = [dtype for dtype in meta['dtypes'] if dtype != 'torch.float32']
-    if others:
-        print(f'cast to torch.float32: {", ".join(others)}')
-    print(config_line(meta))
-    print(
-        f'{args.src}: {describe(meta)}, {len(released.mapping)} tensors from '
-        f'{meta["weights"] or "the state dict"} -> '
-        f'{"nothing written (dry run)" if args.dry_run else args.dst}'
-    )
-
+from released_to_mmkw import main  # noqa: E402
 
 if __name__ == '__main__':
     main()

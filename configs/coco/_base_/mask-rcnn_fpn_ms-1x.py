@@ -3,7 +3,7 @@
 #
 # Each config starts from the last checkpoint of its ImageNet config, in work_dirs beside configs,
 # where tools/train.py leaves it when it is started there. For another start, such as a released
-# model converted by tools/model_converters/kernelwarehouse_to_mmkw.py, change the path, there or
+# model converted by tools/model_converters/released_to_mmkw.py, change the path, there or
 # with
 #   --cfg-options model.backbone.init_cfg.checkpoint=PATH
 # A run with load_from needs none.

@@ -1,0 +1,3 @@
+_base_ = './_base_/dyconv-mobilenet-v2_8xb32-150e.py'
+
+model = dict(backbone=dict(backbone=dict(widen_factor=0.5)))

@@ -1,0 +1,3 @@
+_base_ = './_base_/odconv-resnet50_8xb32-100e.py'
+
+model = dict(backbone=dict(backbone=dict(depth=101), layer=dict(num_kernels=1)))
