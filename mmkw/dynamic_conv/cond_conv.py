@@ -70,7 +70,7 @@ class _CondLayer(KernelBankLayer):
             self._routing_weights = weights if self._shares_routing else None
             return self.mix_kernels(weights)
         weights = self._routed_by[0]._routing_weights
-        if weights is None or len(weights) != len(pooled):
+        if weights is None or weights.shape[0] != pooled.shape[0]:
             raise RuntimeError(
                 f'{self.title()} uses the routing of {self._routed_by[0].title()}, which has not '
                 f'run on this batch; run the layers in the order of the block'

@@ -107,7 +107,7 @@ class _DCDLayer(DynamicLayer):
         return self.p.to(mixed.dtype).matmul(mixed)
 
     def check_batch(self, pooled: Tensor, positions: int) -> None:
-        if self.q_norm.training and len(pooled) * positions == 1:
+        if self.q_norm.training and pooled.shape[0] * positions == 1:
             raise ValueError(
                 f'the batch norms of {self.title()} cannot train on a single value per channel; '
                 f'use at least 2 samples per device, or norm_eval=True'

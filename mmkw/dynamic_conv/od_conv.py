@@ -158,7 +158,7 @@ class ODConv2d(KernelBankConv2d):
     def _mixture(self, factors: ODFactors) -> Mixture:
         kernel = factors.kernel
         if kernel is None:
-            kernel = factors.channel.new_ones(len(factors.channel), 1)
+            kernel = factors.channel.new_ones(factors.channel.shape[0], 1)
         return self.mix_kernels(kernel, factors.spatial)
 
     def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:

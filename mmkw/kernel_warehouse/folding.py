@@ -28,10 +28,11 @@ from ..sample_conv.layer import DynamicLayer
 from ..sample_conv.mixing import KernelLayout
 from ..sample_conv.routes import (
     add_bias,
-    is_reference_forced,
+    is_forced,
     is_transformed,
     skip_unread_pixels,
 )
+from ..sample_conv.unfolded import convolve_matrices, kernel_matrices
 from .attention import KernelAttention, normaliser
 from .partition import KernelPartition
 from .warehouse import Warehouse
@@ -264,12 +265,16 @@ def folded_conv(
 ) -> Tensor:
     """As :func:`~mmkw.sample_conv.dynamic_conv`, with the kernels of :func:`assemble_folded`."""
     geometry = dict(stride=stride, padding=padding, dilation=dilation)
-    if len(x) == 0:
+    if is_forced('unfolded'):
+        matrices = kernel_matrices(assemble_folded(coefficients, scale, basis, layout), groups)
+        y = convolve_matrices(x, matrices, layout.kernel_shape[2:], **geometry)
+        return add_bias(y, bias)
+    if x.shape[0] == 0:
         return CONVOLUTIONS[x.dim() - 2](
             x, x.new_zeros(layout.kernel_shape), bias, groups=groups, **geometry
         )
     x, geometry = skip_unread_pixels(x, layout.kernel_shape, geometry)
-    if is_reference_forced() or is_transformed():
+    if is_forced('reference') or is_transformed():
         kernels = assemble_folded(coefficients, scale, basis, layout)
         y = convolve_kernels(x, kernels, groups, **geometry)
     else:

@@ -76,7 +76,7 @@ def convolve_backward(
         grad_y.reshape(1, -1, *grad_y.shape[2:]),
         x.reshape(1, -1, *x.shape[2:]),
         kernels.flatten(0, 1),
-        len(x) * groups,
+        x.shape[0] * groups,
     )
     return of_kernels.view_as(kernels), of_x.view_as(x) if needs_grad_x else None
 

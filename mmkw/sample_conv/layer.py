@@ -270,7 +270,7 @@ class DynamicLinear(DynamicLayer):
                 f'got {tuple(x.shape)}'
             )
         # Not with -1, which an empty batch leaves undefined.
-        return x.reshape(len(x), math.prod(x.shape[1:-1]), self.in_features)
+        return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), self.in_features)
 
     def extra_repr(self) -> str:
         return self.join_repr(nn.Linear.extra_repr(self))

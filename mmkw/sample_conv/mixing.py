@@ -51,14 +51,14 @@ class KernelLayout:
         shape, order = self._axes(cell_shape)
         kernels = mixtures.reshape(shape).permute(order)
         out_channels, in_channels = shape[2] * shape[4], shape[3] * shape[5]
-        return kernels.reshape(len(mixtures), out_channels, in_channels, *self.kernel_shape[2:])
+        return kernels.reshape(mixtures.shape[0], out_channels, in_channels, *self.kernel_shape[2:])
 
     def collect(self, kernels: Tensor, cell_shape: Sequence[int]) -> Tensor:
         """The inverse of :meth:`place`, of shape ``(N, m, elements of a cell)``."""
         shape, order = self._axes(cell_shape)
-        blocks = kernels.reshape([len(kernels), *(shape[i] for i in order[1:])])
+        blocks = kernels.reshape([kernels.shape[0], *(shape[i] for i in order[1:])])
         blocks = blocks.permute([order.index(i) for i in range(len(order))])
-        return blocks.reshape(len(kernels), self.num_mixtures, -1)
+        return blocks.reshape(kernels.shape[0], self.num_mixtures, -1)
 
     def _axes(self, cell_shape: Sequence[int]) -> tuple[list[int], list[int]]:
         """The axes of mixtures, and their order in kernels.
@@ -116,4 +116,4 @@ def scale_positions(kernels: Tensor, position_scale: Tensor | None) -> Tensor:
     """Multiply kernels, ``(N, out, in, *size)``, by a factor for each spatial position."""
     if position_scale is None:
         return kernels
-    return kernels * position_scale.view(len(kernels), 1, 1, *kernels.shape[3:])
+    return kernels * position_scale.view(kernels.shape[0], 1, 1, *kernels.shape[3:])

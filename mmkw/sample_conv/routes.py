@@ -1,10 +1,11 @@
-"""Convolving each sample with its own kernel: three routes to the same result.
+"""Convolving each sample with its own kernel: four routes to the same result.
 
 The *reference* is the readable one: :func:`assemble_kernels`, then :func:`convolve_kernels`. It
 keeps a kernel for every sample until the backward pass. The *blockwise* route assembles blocks of
 kernels, and assembles them again in the backward pass instead of keeping them. The *bank_responses*
-route never assembles kernels, which is faster for small maps on the CPU. :func:`dynamic_conv`
-chooses one by shape and device; :func:`forced_route` takes a given one.
+route never assembles kernels, which is faster for small maps on the CPU. The *unfolded* route
+multiplies matrices, whatever the batch size, for export to other formats; nothing else chooses
+it. :func:`dynamic_conv` chooses one by shape and device; :func:`forced_route` takes a given one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from .bank_responses import can_mix_responses, mix_responses
 from .blockwise import BlockwiseConv
 from .convolution import CONVOLUTIONS, convolve_kernels
 from .mixing import Mixture, assemble_kernels
+from .unfolded import convolve_matrices, mix_matrices
 
-ROUTES = ('reference', 'blockwise', 'bank_responses')
+ROUTES = ('reference', 'blockwise', 'bank_responses', 'unfolded')
 _forced_route: str | None = None
 
 
@@ -30,8 +32,8 @@ def forced_route(route: str) -> Iterator[None]:
     """Compute all dynamic layers by one route, for comparisons and debugging. Not thread-safe.
 
     Args:
-        route: ``'reference'``, ``'blockwise'`` or ``'bank_responses'``. Layers that the last one
-            does not support take the reference.
+        route: one of ``ROUTES``. Layers that ``'bank_responses'`` does not support take the
+            reference.
 
     Raises:
         ValueError: if there is no such route.
@@ -69,7 +71,11 @@ def dynamic_conv(
     """
     geometry = dict(stride=stride, padding=padding, dilation=dilation)
     coefficients, bank, layout, position_scale = mixture
-    if len(x) == 0:
+    if _forced_route == 'unfolded':
+        matrices = mix_matrices(mixture, groups)
+        y = convolve_matrices(x, matrices, layout.kernel_shape[2:], **geometry)
+        return add_bias(y, bias)
+    if x.shape[0] == 0:
         # RoI heads see empty batches. One kernel of zeros keeps the shapes and the graph.
         if position_scale is not None:
             position_scale = position_scale.sum(0, keepdim=True)
@@ -126,8 +132,8 @@ def choose_route(x: Tensor, mixture: Mixture, groups: int) -> str:
     return 'reference' if is_transformed() else 'blockwise'
 
 
-def is_reference_forced() -> bool:
-    return _forced_route == 'reference'
+def is_forced(route: str) -> bool:
+    return _forced_route == route
 
 
 # Unknown to PyTorch 2.1 and 2.2, whose compiler follows autograd functions by itself.

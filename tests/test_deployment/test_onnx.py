@@ -1,0 +1,135 @@
+"""ONNX files in ONNX Runtime, against PyTorch."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import save_checkpoint
+from tiny_runs import CLASSIFIER, DETECTOR, load_tool, refused
+from torch import nn
+
+from mmkw import (
+    CondConv2d,
+    DYConv2d,
+    KWConv2d,
+    ODConv2d,
+    fold_attentions,
+    set_temperature,
+)
+from mmkw.deployment import compare_onnx, exported_part, to_onnx
+
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+pytestmark = pytest.mark.usefixtures('default_scope')
+
+
+def check(network, shapes, **options):
+    part = exported_part(network)
+    n, *rest = shapes[0]
+    content = to_onnx(part, torch.randn(max(n, 2), *rest), **options)
+    for comparison in compare_onnx(content, part, shapes, repeats=0):
+        assert comparison.error < 1e-4, comparison
+    return onnx.load_from_string(content)
+
+
+def test_layers_of_all_kinds():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        KWConv2d(3, 16, 3, stride=2, padding=1, cell_ratio=0.5),
+        KWConv2d(16, 16, 3, padding=1, groups=16),
+        KWConv2d(16, 16, 3, padding='same', dilation=(2, 1), groups=2, spatial_partition=False),
+        ODConv2d(16, 16, 3, stride=2, padding=1),
+        DYConv2d(16, 16, 1, stride=2),
+        CondConv2d(16, 8, 3, padding=1, bias=False),
+    )
+    model = check(network, [(1, 3, 40, 56), (5, 3, 40, 56), (5, 3, 64, 48)])
+    shape = model.graph.input[0].type.tensor_type.shape
+    assert [bool(size.dim_param) for size in shape.dim] == [True, False, True, True]
+
+
+def test_folded_attentions():
+    torch.manual_seed(0)
+    network = nn.Sequential(KWConv2d(8, 8, 3, padding=1, cell_ratio=0.125, budget=2)).eval()
+    set_temperature(network, 0)
+    assert fold_attentions(network, 0)
+    check(network, [(1, 8, 9, 9), (5, 8, 12, 9)])
+
+
+def write(folder, text):
+    (folder / 'config.py').write_text(text)
+    config = Config.fromfile(folder / 'config.py')
+    init_default_scope(config.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    save_checkpoint(dict(state_dict=model.state_dict()), str(folder / 'model.pth'))
+
+
+def test_tool_exports_a_classifier(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    one_stage = (
+        "depth=18, num_stages=1, strides=(2,), dilations=(1,), out_indices=(0,), type='KWResNet'"
+    )
+    text = CLASSIFIER.replace("type='KWResNet'", one_stage).replace('        depth=18,\n', '')
+    write(tmp_path, text.replace('in_channels=128', 'in_channels=16'))
+    load_tool('deployment/export_onnx').main(
+        ['config.py', 'model.pth', 'model.onnx', '--shape', '32']
+    )
+    out = capsys.readouterr().out
+    assert 'batch 5, 64 x 96: relative error' in out and 'wrote model.onnx' in out
+    model = onnx.load(tmp_path / 'model.onnx')
+    assert [o.name for o in model.graph.output] == ['output0']
+
+
+@pytest.mark.slow
+def test_tool_exports_backbone_and_neck_of_a_detector(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, DETECTOR)
+    load_tool('deployment/export_onnx').main(
+        ['config.py', 'model.pth', 'model.onnx', '--shape', '96']
+    )
+    assert 'wrote model.onnx' in capsys.readouterr().out
+    assert len(onnx.load(tmp_path / 'model.onnx').graph.output) == 5
+
+
+def test_refusals(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match='at least 2 images, but got 1'):
+        to_onnx(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))
+    (tmp_path / 'config.py').write_text(CLASSIFIER)
+    tool = load_tool('deployment/export_onnx')
+    assert 'no.pth does not exist' in refused(tool, 'config.py', 'no.pth', 'model.onnx')
+    assert not (tmp_path / 'model.onnx').exists()
+
+
+NETWORKS = dict(
+    resnet18=dict(type='KWResNet', depth=18),
+    resnet50=dict(type='KWResNet', depth=50),
+    mobilenet=dict(type='KWMobileNetV2'),
+    convnext=dict(type='KWConvNeXt'),
+    odconv=dict(
+        type='DynamicBackbone',
+        backbone=dict(type='mmpretrain.ResNet', depth=18),
+        layer=dict(type='ODConv2d'),
+        layers=['layer*.conv?'],
+    ),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NETWORKS)
+def test_networks(name):
+    init_default_scope('mmpretrain')
+    torch.manual_seed(0)
+    shapes = [(n, 3, size, size) for n in (1, 5) for size in (224, 256)]
+    check(MODELS.build(NETWORKS[name]), shapes)
+
+
+@pytest.mark.slow
+def test_vision_transformer_has_a_fixed_size():
+    init_default_scope('mmpretrain')
+    torch.manual_seed(0)
+    for size in (224, 256):
+        network = MODELS.build(dict(type='KWVisionTransformer', arch='deit-tiny', img_size=size))
+        check(network, [(1, 3, size, size), (5, 3, size, size)], dynamic_size=False)
+    with pytest.raises(ValueError, match='--fixed-size'):
+        to_onnx(exported_part(network), torch.zeros(2, 3, 256, 256))
