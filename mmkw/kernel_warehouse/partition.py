@@ -20,6 +20,9 @@ from ..sample_conv.mixing import KernelLayout, Shape
 Ratio = Union[float, str, Fraction]
 CellRatio = Union[Ratio, tuple[Ratio, Ratio], None]
 
+# Far above the 4 of the paper; a mistyped budget would fill the memory.
+MAX_BUDGET = 64
+
 
 @dataclass(frozen=True)
 class KernelPartition(KernelLayout):
@@ -122,11 +125,17 @@ def partition_kernels(
 
     Raises:
         ValueError: if the budget or ratio is no positive number or leaves no whole cells, if the
-            cell does not divide a kernel, or if the kernels cannot share a cell shape.
+            budget is above 64, if the cell does not divide a kernel, or if the kernels cannot
+            share a cell shape.
     """
     if not kernel_shapes:
         raise ValueError('a warehouse needs at least one kernel, but got none')
     budget = as_fraction('budget', budget)
+    if budget > MAX_BUDGET:
+        raise ValueError(
+            f'budget must be at most {MAX_BUDGET}, but got {budget}: every linear mixture has an '
+            f'attention for every cell, so that parameters grow with the budget without limit'
+        )
     if cell_ratio is None:
         cell_ratio = default_cell_ratio(budget)
     cell_shape = _cell_shape(kernel_shapes, cell_ratio, spatial_partition)

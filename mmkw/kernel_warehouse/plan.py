@@ -14,6 +14,8 @@ from .partition import CellRatio, Ratio, WarehousePartition, partition_kernels
 from .planned_sequential import keep_out_of_sequence
 from .warehouse import Warehouse
 
+_USUAL_BUDGETS = ('1/8', '1/4', '1/2', '3/4', '1', '3/2', '2', '3', '4', '8')
+
 
 @dataclass
 class WarehouseConfig:
@@ -95,8 +97,28 @@ def partition_network(network: nn.Module, plan: Plan) -> dict[str, WarehousePart
                 config.spatial_partition,
             )
         except ValueError as error:
-            raise ValueError(f'warehouse {warehouse!r}: {error}') from error
+            budgets = ', '.join(_valid_budgets(kernel_shapes, plan, config.budget))
+            hint = f'; budgets that suit this network are {budgets}' if budgets else ''
+            raise ValueError(f'warehouse {warehouse!r}: {error}{hint}') from error
     return partitions
+
+
+def _valid_budgets(
+    kernel_shapes: Mapping[str, Mapping[str, tuple]], plan: Plan, wrong: Ratio
+) -> list[str]:
+    """The usual budgets that all warehouses with a wrong one could have; none if it is right."""
+    configs = {name: config for name, config in plan.items() if config.budget == wrong}
+
+    def fits(budget: Ratio) -> bool:
+        try:
+            for name, config in configs.items():
+                shapes, ratio = kernel_shapes[name], config.cell_ratio
+                partition_kernels(shapes, budget, ratio, config.spatial_partition)
+        except ValueError:
+            return False
+        return True
+
+    return [] if fits(wrong) else [budget for budget in _USUAL_BUDGETS if fits(budget)]
 
 
 def apply_plan(network: nn.Module, plan: Plan, freeze_idle: bool = True) -> nn.Module:

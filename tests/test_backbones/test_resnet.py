@@ -235,7 +235,11 @@ def test_layer_wise_learning_rates():
     [
         (dict(depth=20), r'depth must be one of \[18, 34, 50, 101, 152\], but got 20'),
         (dict(budget='big'), "budget must be a positive number such as 1, 0.5 or '3/4'"),
-        (dict(budget=1 / 7), 'budget 1/7 leaves no whole number of cells'),
+        (
+            dict(budget=1 / 7),
+            'budget 1/7 leaves no whole number of cells.* suit this network are 1/4, 1/2, 3/4,',
+        ),
+        (dict(budget=1000), 'budget must be at most 64, but got 1000'),
         (dict(cell_ratio=1 / 100), 'cell_ratio 1/100 leaves no whole cell'),
         (dict(cell_ratio=3 / 4), 'does not divide'),
         (dict(dcn=dict(type='DCN')), 'KWResNet cannot take dcn='),
