@@ -4,8 +4,8 @@ Importing :mod:`mmkw` makes three things work:
 
 - ``_base_ = 'mmkw::imagenet/...'`` in a config, and ``mmengine.hub.get_config('mmkw::...')``;
 - the dicts of such a base, which MMEngine marks with ``_scope_='mmkw'``;
-- the classifiers of ``configs/imagenet`` by name, in ``mmpretrain.get_model``, ``list_models`` and
-  the inferencers.
+- the classifiers of ``configs/imagenet`` and ``configs/ablations`` by name, in
+  ``mmpretrain.get_model``, ``list_models`` and the inferencers.
 """
 
 from pathlib import Path
@@ -36,4 +36,6 @@ def register_scope() -> None:
 def register_classifiers() -> None:
     """Let MMPretrain find the classifiers by the names of their configs."""
     root = MODEL_INDEX.parent
-    ModelHub.register_model_index(root / 'configs/imagenet/metafile.yml', config_prefix=root)
+    for folder in ('imagenet', 'ablations'):
+        metafile = root / 'configs' / folder / 'metafile.yml'
+        ModelHub.register_model_index(metafile, config_prefix=root)

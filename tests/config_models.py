@@ -51,7 +51,7 @@ class Promise(NamedTuple):
         network: such as ``'resnet18'``.
         budget: parameters relative to the plain layers, or the number of kernels; ``None`` for
             plain networks and DCD.
-        own_recipe: whether it is ODConv's own recipe.
+        own_recipe: whether it is the recipe of ODConv's authors.
     """
 
     method: str | None
@@ -64,7 +64,9 @@ def promise(stem: str) -> Promise:
     pattern = r'(?:(kw|odconv|dyconv|condconv|dcd)-)?(.+?)(?:-(\w+x))?(?:-released)?'
     method, network, budget = re.fullmatch(pattern, model_name(stem)).groups()
     assert (budget is None) == (method in (None, 'dcd'))
-    own_recipe = method == 'odconv' and re.search('-100e|-150e|fpn_1x', stem) is not None
+    own_recipe = 'fpn_1x' in stem or (
+        method == 'odconv' and re.search('-1[05]0e', stem) is not None
+    )
     return Promise(method, network, BUDGETS[budget], own_recipe)
 
 

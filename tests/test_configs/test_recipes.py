@@ -107,7 +107,7 @@ RECIPES = {
 }  # fmt: skip
 RECIPE_OF = {
     r'odconv-mobilenet.*_8xb32-150e_in1k': 'mobilenet-v2 of ODConv',
-    r'.*_odconv-.*_fpn_1x_coco': 'detector of ODConv',
+    r'.*_fpn_1x_coco': 'detector of ODConv',
     r'.*_8xb32-100e_in1k': 'resnet, 100 epochs',
     r'.*_8xb32-150e_in1k': 'mobilenet-v2',
     r'.*_8xb512-300e_in1k': '300 epochs',
@@ -121,6 +121,7 @@ DROP_PATHS = {
     r'kw-resnet18-(1d4x|1d2x)_8xb512.*': [0.0] * 8,
     r'kw-resnet18-.*_8xb512.*': [0.1] * 8,
     r'(mask-rcnn_)?kw-resnet50-.*': [0.1] * 16,
+    r'faster-rcnn_kw-resnet50-.*': [],
     r'convnext-tiny_8xb512.*': np.linspace(0, 0.1, 18),
     r'kw-convnext-tiny-.*_8xb512.*': np.linspace(0, 0.3, 18),
     r'mask-rcnn_(kw-)?convnext-tiny.*': np.linspace(0, 0.4, 18),

@@ -26,6 +26,11 @@ FOLDERS = {
         'Image Classification',
         {'top-1 (paper)': 'Top 1 Accuracy (paper)', 'top-5 (paper)': 'Top 5 Accuracy (paper)'},
     ),
+    'ablations': (
+        'ImageNet-1k',
+        'Image Classification',
+        {'top-1 (paper)': 'Top 1 Accuracy (paper)', 'top-5 (paper)': 'Top 5 Accuracy (paper)'},
+    ),
     'coco': (
         'COCO',
         'Instance Segmentation',
@@ -89,8 +94,9 @@ def collection(name):
     """The group of a model: a method, or the plain networks."""
     backbone = name.split('_')[1] if '-rcnn_' in name else name
     methods = dict(
-        kw='KernelWarehouse', odconv='ODConv', dyconv='DY-Conv', condconv='CondConv', dcd='DCD'
-    )
+        kw='KernelWarehouse', odconv='ODConv', dyconv='DY-Conv', condconv='CondConv', dcd='DCD',
+        se='SE', cbam='CBAM', eca='ECA', cgc='CGC', weightnet='WeightNet',
+    )  # fmt: skip
     return methods.get(backbone.split('-')[0], 'Plain networks')
 
 
