@@ -7,8 +7,15 @@ from tiny_runs import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmkw
-from mmkw.analysis.benchmark import Candidate, Network, Setting, group_by_twin, plain_twin
-from mmkw.analysis.benchmark.measuring import ratio_of_rounds
+from mmkw.analysis.benchmark import (
+    Candidate,
+    Network,
+    Setting,
+    build_group,
+    group_by_twin,
+    plain_twin,
+)
+from mmkw.analysis.benchmark.measuring import measure_memory, ratio_of_rounds
 
 CONFIGS = ROOT / 'configs/imagenet'
 
@@ -37,7 +44,7 @@ def test_networks_are_ready_to_be_measured(tiny):
         Network(candidate, Setting.set_up(resolution=32))
         for candidate in reversed(group_by_twin([read_candidate(tiny)])[0])
     )
-    assert kw.has_warehouses and not plain.has_warehouses
+    assert kw.is_dynamic and not plain.is_dynamic
     assert mmkw.get_temperature(kw.model) == 0
     batch = kw.make_batch(4)
 
@@ -112,6 +119,28 @@ def test_networks_of_one_plain_twin_are_one_group():
         [f'mobilenet-v2-w100{mobile}', names[0], names[3]],
         [f'resnet18{res}', names[1]],
     ]
+
+
+def test_compared_methods_stand_beside_kernel_warehouse():
+    methods = [
+        'kw-resnet18-1x_8xb32-100e_in1k',
+        'odconv-resnet18-4x_8xb32-100e_in1k',
+        'dyconv-resnet18-4x_8xb512-300e_in1k',
+        'condconv-resnet18-8x_8xb512-300e_in1k',
+        'dcd-resnet18_8xb32-100e_in1k',
+    ]
+    (group,) = group_by_twin([read_released(name) for name in methods])
+    assert [member.name for member in group] == ['resnet18_8xb32-100e_in1k', *methods]
+    mobile = [f'{method}-mobilenet-v2-w100-4x_8xb32-150e_in1k' for method in ('odconv', 'kw')]
+    (group,) = group_by_twin([read_released(name) for name in mobile])
+    assert [member.name for member in group[1:]] == mobile
+
+
+def test_dy_conv_keeps_hardly_more_for_backward_than_the_plain_network():
+    (group,) = group_by_twin([read_released('dyconv-resnet18-4x_8xb512-300e_in1k')])
+    setting = Setting.set_up(resolution=112)
+    plain, own = (measure_memory(n, 4, 1, setting) for n in build_group(group, setting))
+    assert 1 <= own['kept_bytes'] / plain['kept_bytes'] < 1.1
 
 
 def test_twin_of_any_backbone(tmp_path):

@@ -132,7 +132,8 @@ def test_protocol_of_the_paper():
     args = parse_args(['--protocol', 'paper'])
     assert args.batch_sizes == [100]
     assert args.models == (
-        'resnet50-1d2x', 'resnet50-1x', 'resnet50-4x', 'mobilenet-v2-w100-1d2x',
+        'dyconv-resnet50-4x', 'odconv-resnet50-4x', 'resnet50-1d2x', 'resnet50-1x', 'resnet50-4x',
+        'dyconv-mobilenet-v2-w100-4x', 'odconv-mobilenet-v2-w100-4x', 'mobilenet-v2-w100-1d2x',
         'mobilenet-v2-w100-1x', 'mobilenet-v2-w100-4x',
     )  # fmt: skip
     args = parse_args(['resnet50-1x', '--protocol', 'paper', '--batch-sizes', '5'])
@@ -231,7 +232,7 @@ def test_errors_in_one_line(options, message, tmp_path, capsys):
             "default_scope = 'mmpretrain'\n"
             "model = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18, "
             "base_channels=8, stem_channels=8, conv_cfg=dict(type='KWConv2d')))",
-            'cannot tell what mine is without its KW layers',
+            'cannot tell what mine is without its dynamic layers',
         ),
     ],
 )

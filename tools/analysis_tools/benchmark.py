@@ -6,7 +6,7 @@ python tools/analysis_tools/benchmark.py --protocol paper --dtype bfloat16 --cha
 python tools/analysis_tools/benchmark.py --sweep
 
 Networks have random weights and see random images. Each is compared with its plain twin, the same
-config without warehouses, in alternating rounds of one process.
+config without dynamic layers, in alternating rounds of one process.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--reference',
         action='store_true',
-        help='measure each KW network a second time, by the reference route: all kernels of a '
+        help='measure each dynamic network a second time, by the reference route: all kernels of a '
         'batch assembled, then one grouped convolution, as in the release',
     )
     parser.add_argument(

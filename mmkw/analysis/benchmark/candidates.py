@@ -16,6 +16,8 @@ from ..configs import type_name, without_checkpoints
 _KW_OPTIONS = (
     'budget', 'cell_ratio', 'reduction', 'basis_ratio', 'norm_layer', 'blocks_per_warehouse',
 )  # fmt: skip
+# MMPretrain's LinearClsHead with a dynamic layer, or with dropout, which costs next to nothing.
+_HEADS = ('KWLinearClsHead', 'DynamicLinearClsHead', 'DropoutLinearClsHead')
 
 
 @dataclass
@@ -56,10 +58,10 @@ class Candidate:
 
 
 def plain_twin(candidate: Candidate) -> Candidate:
-    """The same network without warehouses; a plain network is its own twin."""
+    """The same network without dynamic layers; a plain network is its own twin."""
     model = copy.deepcopy(candidate.model)
     backbone, head = model['backbone'], model.get('head') or {}
-    if type_name(backbone) == 'KWBackbone':
+    if type_name(backbone) in ('KWBackbone', 'DynamicBackbone'):
         model['backbone'] = plain = backbone['backbone']
         scope, _ = Registry.split_scope_key(plain['type'])
         if scope is not None:
@@ -67,34 +69,52 @@ def plain_twin(candidate: Candidate) -> Candidate:
     elif type_name(backbone).startswith('KW'):
         kept = {key: value for key, value in backbone.items() if key not in _KW_OPTIONS}
         model['backbone'] = dict(kept, budget=None)
-    if type_name(head, 'None') == 'KWLinearClsHead':
-        kept = {key: value for key, value in head.items() if key not in _KW_OPTIONS}
+    if type_name(head, 'None') in _HEADS:
+        options = (*_KW_OPTIONS, 'layer', 'dropout')
+        kept = {key: value for key, value in head.items() if key not in options}
         model['head'] = dict(kept, type='LinearClsHead')
     name = re.sub(
-        r'(^|_)(?:kw-)?((?:resnet|mobilenet|convnext|deit)[^_]*?)-(?:\d+d)?\d+x(?:-released)?'
-        r'(?=_|$)',
+        r'(^|_)(?:(?:kw|odconv|dyconv|condconv)-)?((?:resnet|mobilenet|convnext|deit)[^_]*?)'
+        r'-(?:\d+d)?\d+x(?:-released)?(?=_|$)',
         r'\1\2',
         candidate.name,
     )
+    name = re.sub(r'(^|_)dcd-', r'\1', name)
     if name == candidate.name:
         name = f'{name} (plain)'
     return Candidate(name, candidate.stem, candidate.scope, model)
 
 
-# What recipes change from budget to budget: next to nothing of the cost of a step.
-_RECIPE = ('drop_path_rate', 'init_cfg', 'loss')
+# What recipes change from model to model: next to nothing of the cost of a step.
+_RECIPE = (
+    'drop_path_rate', 'constant_drop_path', 'zero_init_residual', 'init_cfg', 'loss', 'augments',
+)  # fmt: skip
+# Defaults of ResNet that some configs write out.
+_RESNET_DEFAULTS = dict(num_stages=4, out_indices=(3,), style='pytorch')
 
 
 def _architecture(config: Any) -> Any:
-    if isinstance(config, dict):
-        return {k: _architecture(value) for k, value in config.items() if k not in _RECIPE}
-    return [_architecture(value) for value in config] if type(config) is list else config
+    """What of a plain network's config decides what it costs.
+
+    MMPretrain's ResNet and MobileNetV2, and mmkw's with ``budget=None``, are the same networks.
+    """
+    if not isinstance(config, dict):
+        return [_architecture(value) for value in config] if type(config) is list else config
+    kept = {key: _architecture(value) for key, value in config.items() if key not in _RECIPE}
+    kind = type_name(config, '').removeprefix('KW')
+    if kind in ('ResNet', 'MobileNetV2') and kept.get('budget') is None:
+        kept['type'] = kind
+        kept.pop('_scope_', None)
+    if kind == 'ResNet':
+        written_out = _RESNET_DEFAULTS.items()
+        kept = {k: v for k, v in kept.items() if (k, v) not in written_out}
+    return {key: value for key, value in kept.items() if value not in (None, {})}
 
 
 def group_by_twin(candidates: list[Candidate]) -> list[list[Candidate]]:
     """Group networks that have the same plain twin, which stands first in each group.
 
-    Twins are the same if they differ in initialisation, loss and dropped paths alone.
+    Twins are the same if they differ in initialisation, loss, dropped paths and mixed images alone.
 
     Raises:
         ValueError: if a network is named twice.

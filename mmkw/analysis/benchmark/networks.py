@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...kernel_warehouse import fold_attentions
 from ...kernel_warehouse.layers import KWLayer
-from ...sample_conv import forced_route
+from ...sample_conv import DynamicLayer, forced_route
 from .candidates import Candidate
 from .setting import Setting
 
@@ -53,6 +53,11 @@ class Network:
             self.model.init_weights()
         setting.prepare(self.model)
         self._settle_norms(*self.make_batch(8))
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether a layer of it has kernels of each sample's own."""
+        return any(isinstance(module, DynamicLayer) for module in self.model.modules())
 
     @property
     def has_warehouses(self) -> bool:
@@ -160,23 +165,23 @@ def build_group(
     Args:
         group: from :func:`.candidates.group_by_twin`.
         setting: where and how they compute.
-        reference: whether to add each KW network once more, by the reference route.
+        reference: whether to add each dynamic network once more, by the reference route.
         fold: the least saving of layers whose attention is folded, in one more copy of each KW
             network, see :func:`mmkw.fold_attentions`. Defaults to ``None``, no such copies.
 
     Raises:
-        ValueError: if the twin still has KW layers.
+        ValueError: if the twin still has dynamic layers.
     """
     networks = [Network(candidate, setting) for candidate in group]
-    if networks[0].has_warehouses:
+    if networks[0].is_dynamic:
         raise ValueError(
-            f'cannot tell what {group[-1].name} is without its KW layers: they do not come from '
-            f'a KW backbone or KWLinearClsHead (but from a conv_cfg, say)'
+            f'cannot tell what {group[-1].name} is without its dynamic layers: they do not come '
+            f'from a KW backbone, DynamicBackbone or their heads (but from a conv_cfg, say)'
         )
     own = networks[1:]
     if reference:
         networks += [network.by_reference_route() for network in own]
     if fold is not None:
-        folded = (network.with_folded_attentions(fold) for network in own)
+        folded = (n.with_folded_attentions(fold) for n in own if n.has_warehouses)
         networks += [network for network in folded if network.folded_bytes]
     return networks
