@@ -24,7 +24,7 @@ def main(argv=None):
     )
     parser.add_argument('--work-dir', default='work_dirs/compare_methods', help='%(default)s')
     parser.add_argument('--seeds', type=int, help='runs of each method. Default: 3')
-    parser.add_argument('--iters', type=int, help='iterations of each run. Default: 300')
+    parser.add_argument('--iters', type=int, help='iterations of each run. Default: 240')
     parser.add_argument('--methods', nargs='+', help='names as in the table. Default: all')
     parser.add_argument(
         '--quick', action='store_true', help='a few iterations, to see that everything runs'

@@ -35,7 +35,7 @@ class Recipe:
         ValueError: if a number is out of range, or there are not as many scans.
     """
 
-    iters: int = 300
+    iters: int = 240
     batch_size: int = 32
     lr: float = 2e-3
     weight_decay: float = 0.05

@@ -129,7 +129,8 @@ def plot_curves(results: Sequence[Result], out: str | os.PathLike) -> None:
     right.set(xlabel='iteration', ylabel='validation accuracy, %')
     for axis in (left, right):
         axis.grid(alpha=0.25)
-    right.legend(loc='lower right', frameon=False, fontsize=8)
+    # Where the losses have fallen there is room.
+    left.legend(loc='upper right', frameon=False, fontsize=8)
     save_figure(figure, out)
 
 
