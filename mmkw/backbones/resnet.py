@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+
 from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ResNet
@@ -64,6 +67,7 @@ class KWResNet(WarehouseBackbone, ResNet):
         **kwargs: arguments of :class:`mmpretrain.models.ResNet`.
 
     Raises:
+        TypeError: on an unknown argument.
         ValueError: on an unknown depth, a budget or cell ratio that leaves no whole cells, or
             arguments of ``mmdet.ResNet`` that have no meaning here (dcn, plugins, pretrained).
     """
@@ -84,7 +88,9 @@ class KWResNet(WarehouseBackbone, ResNet):
             raise ValueError(
                 f'depth must be one of {sorted(self.arch_settings)}, but got {depth!r}'
             )
-        super().__init__(depth, **_as_mmpretrain_arguments(kwargs))
+        kwargs = _as_mmpretrain_arguments(kwargs)
+        _check_names(type(self), kwargs)
+        super().__init__(depth, **kwargs)
         if constant_drop_path:
             for stage in self.res_layers:
                 for block in getattr(self, stage):
@@ -102,6 +108,26 @@ class KWResNet(WarehouseBackbone, ResNet):
             attention=AttentionConfig(reduction, norm_layer, basis_ratio),
         )
         apply_plan(self, plan, freeze_idle_warehouses)
+
+
+def _check_names(backbone: type, arguments: dict) -> None:
+    """Name the class that the user wrote, not the plain one, and the nearest argument.
+
+    Raises:
+        TypeError: if there is an unknown argument.
+    """
+    known = {'init_cfg'}.union(
+        *(
+            inspect.signature(base).parameters
+            for base in backbone.__mro__[:-1]
+            if issubclass(base, ResNet)
+        )
+    )
+    for name in arguments:
+        if name not in known:
+            near = difflib.get_close_matches(name, known - {'kwargs'}, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise TypeError(f'{backbone.__name__} has no argument {name!r}{hint}')
 
 
 def resnet_plan(network: ResNet, **options) -> Plan:
