@@ -128,6 +128,23 @@ def test_compiles_without_graph_breaks(kind):
 
 
 @pytest.mark.parametrize('kind', LAYERS)
+def test_compiles_once_for_batch_sizes(kind):
+    layer, x = make(kind)
+    layer.eval()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+    for batch in (x, x[:2], x.repeat(3, *[1] * (x.dim() - 1))):
+        torch.testing.assert_close(compiled(batch), layer(batch), rtol=1e-5, atol=1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize('kind', LAYERS)
 def test_function_transforms(kind):
     """Gradients of each sample, by vmap over grad, against a loop."""
     layer, x = make(kind)

@@ -4,7 +4,7 @@ python tools/analysis_tools/visualize_attention.py CONFIG CHECKPOINT --out-dir o
 
 The maps show means over the config's test data. They come with attention.npz, all means and
 standard deviations over the images, and statistics.json. With --images two photographs stand side
-by side instead, with their difference. See docs/deploy.md.
+by side instead, with their difference. See docs/attention.md.
 """
 
 import argparse
