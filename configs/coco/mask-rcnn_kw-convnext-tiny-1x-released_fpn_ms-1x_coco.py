@@ -5,7 +5,7 @@ _base_ = './mask-rcnn_kw-convnext-tiny-1x_fpn_ms-1x_coco.py'
 model = dict(
     backbone=dict(
         blocks_per_warehouse=None,
-        reduction=1 / 16,
+        attention=dict(reduction=1 / 16),
         init_cfg=dict(
             checkpoint=f'{_base_.work_dirs}/kw-convnext-tiny-1x-released_8xb512-300e_in1k/epoch_300.pth'
         ),

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ConvNeXt
 from torch import nn
 
-from ..kernel_warehouse.attention import AttentionConfig, NormLayer
+from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone
@@ -24,7 +24,7 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
     leave vectors out of weight decay thus decay them, where they do not in the plain network.
 
     With the defaults the networks are those of the paper's tables. The released model is
-    ``blocks_per_warehouse=None, reduction=1/16``.
+    ``blocks_per_warehouse=None, attention=dict(reduction=1/16)``.
 
     Args:
         arch (str | dict): as in MMPretrain; the paper's is ``'tiny'``, the default.
@@ -33,9 +33,9 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
         blocks_per_warehouse (int | None): how many successive blocks of a stage share their
             warehouses; ``None`` for all blocks of a stage. Defaults to 3, by which the third
             stage of ``'tiny'`` counts as three.
-        reduction (float): hidden width of the attentions relative to the layer's input channels.
-            Defaults to 1/32.
-        norm_layer (str | callable): norm of the attentions. Defaults to ``'LayerNorm'``.
+        attention (dict | None): options of the attentions that differ from ``dict(reduction=1/32,
+            norm_layer='LayerNorm')``, see :class:`~mmkw.kernel_warehouse.AttentionConfig`.
+            Defaults to ``None``, none.
         freeze_idle_warehouses (bool): whether a warehouse is frozen where all the layers that use
             it are. ``False`` trains its cells under frozen attentions, as the released detectors
             do. Defaults to True.
@@ -51,8 +51,7 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
         arch: str | dict = 'tiny',
         budget: Ratio | None = 1,
         blocks_per_warehouse: int | None = 3,
-        reduction: Ratio = 1 / 32,
-        norm_layer: NormLayer = 'LayerNorm',
+        attention: AttentionOptions = None,
         freeze_idle_warehouses: bool = True,
         **kwargs,
     ) -> None:
@@ -60,7 +59,7 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
         self.freeze_idle_warehouses = freeze_idle_warehouses
         if budget is None:
             return
-        plan = convnext_plan(self, budget, blocks_per_warehouse, reduction, norm_layer)
+        plan = convnext_plan(self, budget, blocks_per_warehouse, attention)
         apply_plan(self, plan, freeze_idle_warehouses)
         for stage in self.stages:
             for block in stage:
@@ -81,8 +80,7 @@ def convnext_plan(
     network: ConvNeXt,
     budget: Ratio = 1,
     blocks_per_warehouse: int | None = 3,
-    reduction: Ratio = 1 / 32,
-    norm_layer: NormLayer = 'LayerNorm',
+    attention: AttentionOptions = None,
 ) -> Plan:
     """The paper's sharing of warehouses in a ConvNeXt (Appendix A.3, Table 14).
 
@@ -94,7 +92,7 @@ def convnext_plan(
 
     Args:
         network: a plain ConvNeXt of MMPretrain.
-        budget, blocks_per_warehouse, reduction, norm_layer: see :class:`KWConvNeXt`.
+        budget, blocks_per_warehouse, attention: see :class:`KWConvNeXt`.
 
     Raises:
         ValueError: if ``budget`` is no positive number or ``blocks_per_warehouse`` no positive
@@ -108,10 +106,10 @@ def convnext_plan(
             f'but got {blocks_per_warehouse!r}'
         )
 
+    attention = AttentionConfig.of(attention, reduction=1 / 32, norm_layer='LayerNorm')
+
     def config(names: list[str], own_budget: Ratio) -> WarehouseConfig:
-        return WarehouseConfig(
-            names, budget=own_budget, attention=AttentionConfig(reduction, norm_layer)
-        )
+        return WarehouseConfig(names, budget=own_budget, attention=attention)
 
     plan = {}
     for index, layers in enumerate(network.downsample_layers):

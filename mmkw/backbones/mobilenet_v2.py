@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import MobileNetV2
 from torch import nn
 
-from ..kernel_warehouse.attention import AttentionConfig, NormLayer
+from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone
@@ -30,9 +32,9 @@ class KWMobileNetV2(WarehouseBackbone, MobileNetV2):
         widen_factor (float): width multiplier; the paper's are 1.0 and 0.5. Defaults to 1.0.
         budget (float | str | None): ``b``, convolutional parameters relative to the plain
             network. ``None`` builds the plain network. Defaults to 1.
-        reduction (float | None): hidden width of the attentions relative to the layer's input
-            channels. Defaults to ``None``: 1/16 if the budget is at least 1, otherwise 1/32.
-        norm_layer (str | callable): norm of the attentions. Defaults to ``'BatchNorm1d'``.
+        attention (dict | None): options of the attentions that differ from ``dict(reduction=1/16,
+            norm_layer='BatchNorm1d')``, with ``reduction=1/32`` at budgets below 1, see
+            :class:`~mmkw.kernel_warehouse.AttentionConfig`. Defaults to ``None``, none.
         freeze_idle_warehouses (bool): whether a warehouse is frozen where all the layers that use
             it are. ``False`` trains its cells under frozen attentions, as the released detectors
             do. Defaults to True.
@@ -46,8 +48,7 @@ class KWMobileNetV2(WarehouseBackbone, MobileNetV2):
         self,
         widen_factor: float = 1.0,
         budget: Ratio | None = 1,
-        reduction: Ratio | None = None,
-        norm_layer: NormLayer = 'BatchNorm1d',
+        attention: AttentionOptions = None,
         freeze_idle_warehouses: bool = True,
         **kwargs,
     ) -> None:
@@ -57,15 +58,14 @@ class KWMobileNetV2(WarehouseBackbone, MobileNetV2):
         # what there is to train.
         self._freeze_stages()
         if budget is not None:
-            plan = mobilenet_v2_plan(self, budget, reduction, norm_layer)
+            plan = mobilenet_v2_plan(self, budget, attention)
             apply_plan(self, plan, freeze_idle_warehouses)
 
 
 def mobilenet_v2_plan(
     network: MobileNetV2,
     budget: Ratio = 1,
-    reduction: Ratio | None = None,
-    norm_layer: NormLayer = 'BatchNorm1d',
+    attention: AttentionOptions = None,
 ) -> Plan:
     """The paper's sharing of warehouses in a MobileNetV2 (Appendix A.3, Table 14).
 
@@ -82,11 +82,10 @@ def mobilenet_v2_plan(
 
     Args:
         network: a plain MobileNetV2 of MMPretrain.
-        budget, reduction, norm_layer: see :class:`KWMobileNetV2`.
+        budget, attention: see :class:`KWMobileNetV2`.
     """
     budget = as_fraction('budget', budget)
-    if reduction is None:
-        reduction = 1 / 16 if budget >= 1 else 1 / 32
+    attention = AttentionConfig.of(attention, reduction=1 / 16 if budget >= 1 else 1 / 32)
     layers: dict[str, list[str]] = {}
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d):
@@ -111,7 +110,8 @@ def mobilenet_v2_plan(
         return WarehouseConfig(
             names,
             budget=budget if is_pointwise else max(budget, 1),
-            attention=AttentionConfig(reduction, norm_layer),
+            # ODConv leaves the stem plain; its heads are not added to the stem's attention either.
+            attention=replace(attention, od_heads=attention.od_heads and warehouse != 'stem'),
         )
 
     return {warehouse: config(warehouse, names) for warehouse, names in layers.items()}

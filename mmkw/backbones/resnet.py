@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from dataclasses import replace
 
 from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
@@ -11,9 +12,10 @@ from mmpretrain.models.backbones import ResNet
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from ..kernel_warehouse.attention import AttentionConfig, NormLayer
+from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
+from ..sample_conv.replacing import kernel_shape_of
 from .base import WarehouseBackbone
 
 # What mmdet.ResNet takes and mmpretrain.ResNet does not, with the fix for those who use it.
@@ -22,6 +24,9 @@ _MMDET_ONLY = {
     'plugins': 'insert the plugins into a plain mmdet.ResNet',
     'pretrained': "use init_cfg=dict(type='Pretrained', checkpoint=...)",
 }
+
+
+SHARING = ('stage', 'equal_shapes', 'layer', 'none')
 
 
 @MODELS.register_module()
@@ -51,13 +56,20 @@ class KWResNet(WarehouseBackbone, ResNet):
         cell_ratio (float | tuple | None): cell channels relative to the greatest common divisors
             of a stage's; one number or (output, input). Defaults to ``None``: 1 if the budget is
             at least 1, otherwise 1/2.
-        reduction (float): hidden width of the attentions relative to the layer's input channels.
-            Defaults to 1/16.
-        basis_ratio (float | str | None): non-local basis of the attentions, see
-            :class:`mmkw.kernel_warehouse.attention.KernelAttention`. Defaults to ``'auto'``: 1/16
-            in bottleneck networks with a budget below 1 (the released ResNet50 1/2x), otherwise
-            none.
-        norm_layer (str | callable): norm of the attentions. Defaults to ``'BatchNorm1d'``.
+        sharing (str): which layers share a warehouse: ``'stage'`` (the paper's models, above);
+            ``'equal_shapes'``, those of a stage whose kernels have the same shape (Table 7);
+            ``'layer'``, none (Table 6); or ``'none'``, where a mixture does not share its cells
+            with others of its kernel either (Table 6). Defaults to ``'stage'``.
+        spatial_partition (bool): whether a cell covers one spatial position of the kernel or all.
+            ``False`` with ``sharing='equal_shapes'`` is the paper's network without kernel
+            partition (Table 5). Defaults to True.
+        allocation (str): which cells mixtures start from, one of
+            :data:`mmkw.kernel_warehouse.partition.ALLOCATIONS` (Tables 9 and 13). Defaults to
+            ``'one_to_one'``.
+        attention (dict | None): options of the attentions that differ from ``dict(reduction=1/16,
+            norm_layer='BatchNorm1d')``, see :class:`~mmkw.kernel_warehouse.AttentionConfig`.
+            Bottleneck networks with a budget below 1 also have ``basis_ratio=1/16`` unless it is
+            given (the released ResNet50 1/2x). Defaults to ``None``, none.
         constant_drop_path (bool): whether all blocks drop their path with ``drop_path_rate``,
             as the released KW ResNets do, instead of a rate that grows with depth. Defaults to
             False.
@@ -77,9 +89,10 @@ class KWResNet(WarehouseBackbone, ResNet):
         depth: int,
         budget: Ratio | None = 1,
         cell_ratio: CellRatio = None,
-        reduction: Ratio = 1 / 16,
-        basis_ratio: Ratio | str | None = 'auto',
-        norm_layer: NormLayer = 'BatchNorm1d',
+        sharing: str = 'stage',
+        spatial_partition: bool = True,
+        allocation: str = 'one_to_one',
+        attention: AttentionOptions = None,
         constant_drop_path: bool = False,
         freeze_idle_warehouses: bool = True,
         **kwargs,
@@ -98,14 +111,18 @@ class KWResNet(WarehouseBackbone, ResNet):
         self.freeze_idle_warehouses = freeze_idle_warehouses
         if budget is None:
             return
-        if basis_ratio == 'auto':
-            has_basis = self.block is Bottleneck and as_fraction('budget', budget) < 1
-            basis_ratio = 1 / 16 if has_basis else None
+        has_basis = self.block is Bottleneck and as_fraction('budget', budget) < 1
+        attention = AttentionConfig.of(attention, basis_ratio=1 / 16 if has_basis else None)
+        if sharing == 'none':
+            attention = replace(attention, scope='mixture')
         plan = resnet_plan(
             self,
+            'layer' if sharing == 'none' else sharing,
             budget=budget,
             cell_ratio=cell_ratio,
-            attention=AttentionConfig(reduction, norm_layer, basis_ratio),
+            spatial_partition=spatial_partition,
+            allocation=allocation,
+            attention=attention,
         )
         apply_plan(self, plan, freeze_idle_warehouses)
 
@@ -130,16 +147,23 @@ def _check_names(backbone: type, arguments: dict) -> None:
             raise TypeError(f'{backbone.__name__} has no argument {name!r}{hint}')
 
 
-def resnet_plan(network: ResNet, **options) -> Plan:
-    """The paper's sharing of warehouses in a ResNet (Appendix A.3, Table 15).
+def resnet_plan(network: ResNet, sharing: str = 'stage', **options) -> Plan:
+    """The paper's sharing of warehouses in a ResNet (Appendix A.3, Table 15), and its ablations.
 
     Args:
         network: a plain ResNet of MMPretrain.
+        sharing: ``'stage'``, ``'equal_shapes'`` or ``'layer'``, see :class:`KWResNet`. Defaults to
+            ``'stage'``.
         options: of every warehouse, see :class:`WarehouseConfig`.
 
     Returns:
-        One warehouse per stage, named as the stage.
+        The warehouses by name: that of the stage, of stage and kernel shape, or of the layer.
+
+    Raises:
+        ValueError: if ``sharing`` is unknown.
     """
+    if sharing not in SHARING:
+        raise ValueError(f'sharing must be one of {", ".join(SHARING)}, but got {sharing!r}')
     layers: dict[str, list[str]] = {stage: [] for stage in network.res_layers}
     previous_stage = None
     for stage in network.res_layers:
@@ -153,7 +177,21 @@ def resnet_plan(network: ResNet, **options) -> Plan:
             elif previous_stage is not None:
                 layers[previous_stage].append(f'{stage}.{name}')
         previous_stage = stage
-    return {stage: WarehouseConfig(names, **options) for stage, names in layers.items()}
+    groups: dict[str, list[str]] = {}
+    for stage, names in layers.items():
+        for name in names:
+            groups.setdefault(_group(network, stage, name, sharing), []).append(name)
+    return {group: WarehouseConfig(names, **options) for group, names in groups.items()}
+
+
+def _group(network: ResNet, stage: str, name: str, sharing: str) -> str:
+    """The warehouse of a layer. Dots would nest the names of modules."""
+    if sharing == 'stage':
+        return stage
+    if sharing == 'equal_shapes':
+        shape = kernel_shape_of(name, network.get_submodule(name))
+        return f'{stage}_{"x".join(map(str, shape))}'
+    return name.replace('.', '_')
 
 
 def _as_mmpretrain_arguments(kwargs: dict) -> dict:

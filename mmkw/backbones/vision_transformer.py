@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
-from ..kernel_warehouse.attention import AttentionConfig, NormLayer
+from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
 from .base import WarehouseBackbone
@@ -47,12 +47,12 @@ class KWVisionTransformer(WarehouseBackbone, VisionTransformer):
             network. Defaults to 1.
         blocks_per_warehouse (int | None): how many successive blocks share their warehouses;
             ``None`` for all blocks. Defaults to 6.
-        reduction (float): hidden width of the attentions relative to the layer's input features.
-            Defaults to 1/16.
         cell_ratio (float | tuple | None): cell features relative to the greatest common divisors
             of a warehouse's layers; one number or (output, input). Defaults to ``None``: 1 where
             the budget is at least 1, otherwise 1/2.
-        norm_layer (str | callable): norm of the attentions. Defaults to ``'LayerNorm'``.
+        attention (dict | None): options of the attentions that differ from ``dict(reduction=1/16,
+            norm_layer='LayerNorm')``, see :class:`~mmkw.kernel_warehouse.AttentionConfig`.
+            Defaults to ``None``, none.
         freeze_idle_warehouses (bool): whether a warehouse is frozen where all the layers that use
             it are. ``False`` trains its cells under frozen attentions, as the released detectors
             do. Defaults to True.
@@ -68,9 +68,8 @@ class KWVisionTransformer(WarehouseBackbone, VisionTransformer):
         arch: str | dict = 'deit-tiny',
         budget: Ratio | None = 1,
         blocks_per_warehouse: int | None = 6,
-        reduction: Ratio = 1 / 16,
         cell_ratio: CellRatio = None,
-        norm_layer: NormLayer = 'LayerNorm',
+        attention: AttentionOptions = None,
         freeze_idle_warehouses: bool = True,
         **kwargs,
     ) -> None:
@@ -79,7 +78,7 @@ class KWVisionTransformer(WarehouseBackbone, VisionTransformer):
         if budget is not None:
             split_qkv(self)
             plan = vision_transformer_plan(
-                self, budget, blocks_per_warehouse, reduction, cell_ratio, norm_layer
+                self, budget, blocks_per_warehouse, cell_ratio, attention
             )
             apply_plan(self, plan, freeze_idle_warehouses)
 
@@ -144,9 +143,8 @@ def vision_transformer_plan(
     network: VisionTransformer,
     budget: Ratio = 1,
     blocks_per_warehouse: int | None = 6,
-    reduction: Ratio = 1 / 16,
     cell_ratio: CellRatio = None,
-    norm_layer: NormLayer = 'LayerNorm',
+    attention: AttentionOptions = None,
 ) -> Plan:
     """Sharing of warehouses in a vision transformer, by the sizes in the paper's Table 11.
 
@@ -157,7 +155,7 @@ def vision_transformer_plan(
 
     Args:
         network: a VisionTransformer of MMPretrain, plain but for :func:`split_qkv`.
-        budget, blocks_per_warehouse, reduction, cell_ratio, norm_layer: see
+        budget, blocks_per_warehouse, cell_ratio, attention: see
             :class:`KWVisionTransformer`.
 
     Raises:
@@ -189,7 +187,7 @@ def vision_transformer_plan(
             names,
             budget=budgets[warehouse.rstrip('0123456789')],
             cell_ratio=cell_ratio,
-            attention=AttentionConfig(reduction, norm_layer),
+            attention=AttentionConfig.of(attention, norm_layer='LayerNorm'),
         )
 
     return {warehouse: config(warehouse, names) for warehouse, names in layers.items()}

@@ -38,9 +38,9 @@ _CLASSIFIER, _DETECTOR = 'ImageClassifier', 'MaskRCNN'
 # MobileNetV2's widths, by the channels of the stem.
 _WIDTHS = {32: 1.0, 16: 0.5}
 _MOBILENET_V2_CHANNELS = {1.0: (24, 32, 96, 1280), 0.5: (16, 16, 48, 1280)}
-_CONVNEXT_RELEASED = dict(budget=1, blocks_per_warehouse=None, reduction=1 / 16)
-_CONVNEXT_1X = dict(budget=1, blocks_per_warehouse=3, reduction=1 / 32)
-_CONVNEXT_3D4X = dict(budget=3 / 4, blocks_per_warehouse=3, reduction=1 / 32)
+_CONVNEXT_RELEASED = dict(budget=1, blocks_per_warehouse=None, attention=dict(reduction=1 / 16))
+_CONVNEXT_1X = dict(budget=1, blocks_per_warehouse=3)
+_CONVNEXT_3D4X = dict(budget=3 / 4, blocks_per_warehouse=3)
 _Path = Union[str, os.PathLike]
 _StateDict = Mapping[str, Tensor]
 
@@ -89,10 +89,10 @@ def convert_released(src: _Path, dst: _Path | None = None, weights: str = 'auto'
     Returns:
         The mmkw checkpoint: ``state_dict`` and ``meta``. The latter has the class of the ``model``,
         the configs of the ``backbone`` and of a classifier's ``head``, the file ``config`` for such
-        a model (``None`` if there is none) with the ``cfg_options`` it needs, a detector's
-        ``dataset_meta``; and where the weights came from: ``source``, the file's name,
-        ``source_sha256``, which of the ``weights`` in it were taken (``None`` where the file is
-        itself a state dict) and in which ``dtypes`` they were.
+        a model (``None`` if there is none), a detector's ``dataset_meta``; and where the weights
+        came from: ``source``, the file's name, ``source_sha256``, which of the ``weights`` in it
+        were taken (``None`` where the file is itself a state dict) and in which ``dtypes`` they
+        were.
 
     Raises:
         ValueError: if ``src`` holds no released model, or not the ``weights`` asked for, or tensors
@@ -339,7 +339,7 @@ def _build_model(
         if fewest is None or len(differences) < len(fewest):
             fewest, nearest = differences, (meta, model)
         if not differences:
-            meta['config'], meta['cfg_options'] = _find_config(kind, meta['backbone'])
+            meta['config'] = _find_config(kind, meta['backbone'])
             return nearest
     variants = [dict(**size, **options) for options, _ in family.variants]
     raise ValueError(
@@ -353,7 +353,7 @@ def _build_odconv(
 ) -> tuple[dict[str, Any], nn.Module]:
     """The ODConv model of a kind with this backbone, and what it is."""
     config = network.configs.get(kind)
-    meta = dict(model=kind, backbone=network.backbone, config=config, cfg_options={})
+    meta = dict(model=kind, backbone=network.backbone, config=config)
     if kind == _DETECTOR:
         laterals = [f'neck.lateral_convs.{level}.conv' for level in range(4)]
         channels = [
@@ -384,13 +384,11 @@ def _build_detector(backbone: dict[str, Any], channels: Sequence[int]) -> nn.Mod
         return MODELS.build(config)
 
 
-def _find_config(kind: str, backbone: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """A config that has this model, with the options that it needs."""
+def _find_config(kind: str, backbone: dict[str, Any]) -> str | None:
+    """A config that has this model."""
     folder = 'configs/coco' if kind == _DETECTOR else 'configs/imagenet'
-    for name, known, options in _CONFIGS[kind]:
-        if known == backbone:
-            return f'{folder}/{name}.py', dict(options)
-    return None, {}
+    found = (f'{folder}/{name}.py' for name, known in _CONFIGS[kind] if known == backbone)
+    return next(found, None)
 
 
 def _warehouses(network: nn.Module) -> dict[str, Tensor]:
@@ -496,7 +494,10 @@ _FAMILIES = (
         variants=[
             (dict(budget=1), None),
             (dict(budget=4), None),
-            (dict(budget=1 / 2), dict(budget=1 / 2, cell_ratio=(1, 1 / 40), reduction=1 / 32)),
+            (
+                dict(budget=1 / 2),
+                dict(budget=1 / 2, cell_ratio=(1, 1 / 40), attention=dict(reduction=1 / 32)),
+            ),
         ],
         in_detector=dict(out_indices=(1, 2, 4, 7)),
         channels=lambda size: _MOBILENET_V2_CHANNELS[size['widen_factor']],
@@ -526,41 +527,34 @@ def _convnext(options: dict[str, Any]) -> dict[str, Any]:
     return dict(type='KWConvNeXt', arch='tiny', **options)
 
 
-# The config of each model, its backbone, and the options by which the config gets that one.
+# The config of each model, and its backbone.
 _CONFIGS = {
     _CLASSIFIER: [
-        ('kw-resnet18-1d4x_8xb512-300e_in1k', _resnet(18, 1 / 4), {}),
-        ('kw-resnet18-1d2x_8xb512-300e_in1k', _resnet(18, 1 / 2), {}),
-        ('kw-resnet18-1x_8xb512-300e_in1k', _resnet(18, 1), {}),
-        ('kw-resnet18-2x_8xb512-300e_in1k', _resnet(18, 2), {}),
-        ('kw-resnet18-4x_8xb512-300e_in1k', _resnet(18, 4), {}),
-        ('kw-resnet50-1d2x_8xb512-300e_in1k', _resnet(50, 1 / 2), {}),
-        ('kw-resnet50-1x_8xb512-300e_in1k', _resnet(50, 1), {}),
-        ('kw-resnet50-4x_8xb512-300e_in1k', _resnet(50, 4), {}),
-        ('kw-mobilenet-v2-w050-1d2x_8xb32-150e_in1k', _mobilenet_v2(0.5, 1 / 2), {}),
-        ('kw-mobilenet-v2-w050-1x_8xb32-150e_in1k', _mobilenet_v2(0.5, 1), {}),
-        ('kw-mobilenet-v2-w050-4x_8xb32-150e_in1k', _mobilenet_v2(0.5, 4), {}),
-        ('kw-mobilenet-v2-w100-1d2x_8xb32-150e_in1k', _mobilenet_v2(1.0, 1 / 2), {}),
-        ('kw-mobilenet-v2-w100-1x_8xb32-150e_in1k', _mobilenet_v2(1.0, 1), {}),
-        ('kw-mobilenet-v2-w100-4x_8xb32-150e_in1k', _mobilenet_v2(1.0, 4), {}),
-        ('kw-convnext-tiny-1x-released_8xb512-300e_in1k', _convnext(_CONVNEXT_RELEASED), {}),
-        ('kw-convnext-tiny-1x_8xb512-300e_in1k', _convnext(_CONVNEXT_1X), {}),
-        ('kw-convnext-tiny-3d4x_8xb512-300e_in1k', _convnext(_CONVNEXT_3D4X), {}),
+        ('kw-resnet18-1d4x_8xb512-300e_in1k', _resnet(18, 1 / 4)),
+        ('kw-resnet18-1d2x_8xb512-300e_in1k', _resnet(18, 1 / 2)),
+        ('kw-resnet18-1x_8xb512-300e_in1k', _resnet(18, 1)),
+        ('kw-resnet18-2x_8xb512-300e_in1k', _resnet(18, 2)),
+        ('kw-resnet18-4x_8xb512-300e_in1k', _resnet(18, 4)),
+        ('kw-resnet50-1d2x_8xb512-300e_in1k', _resnet(50, 1 / 2)),
+        ('kw-resnet50-1x_8xb512-300e_in1k', _resnet(50, 1)),
+        ('kw-resnet50-4x_8xb512-300e_in1k', _resnet(50, 4)),
+        ('kw-mobilenet-v2-w050-1d2x_8xb32-150e_in1k', _mobilenet_v2(0.5, 1 / 2)),
+        ('kw-mobilenet-v2-w050-1x_8xb32-150e_in1k', _mobilenet_v2(0.5, 1)),
+        ('kw-mobilenet-v2-w050-4x_8xb32-150e_in1k', _mobilenet_v2(0.5, 4)),
+        ('kw-mobilenet-v2-w100-1d2x_8xb32-150e_in1k', _mobilenet_v2(1.0, 1 / 2)),
+        ('kw-mobilenet-v2-w100-1x_8xb32-150e_in1k', _mobilenet_v2(1.0, 1)),
+        ('kw-mobilenet-v2-w100-4x_8xb32-150e_in1k', _mobilenet_v2(1.0, 4)),
+        ('kw-convnext-tiny-1x-released_8xb512-300e_in1k', _convnext(_CONVNEXT_RELEASED)),
+        ('kw-convnext-tiny-1x_8xb512-300e_in1k', _convnext(_CONVNEXT_1X)),
+        ('kw-convnext-tiny-3d4x_8xb512-300e_in1k', _convnext(_CONVNEXT_3D4X)),
     ],
     _DETECTOR: [
-        ('mask-rcnn_kw-resnet50-1x_fpn_ms-1x_coco', _resnet(50, 1), {}),
-        ('mask-rcnn_kw-resnet50-4x_fpn_ms-1x_coco', _resnet(50, 4), {}),
-        ('mask-rcnn_kw-mobilenet-v2-1x_fpn_ms-1x_coco', _mobilenet_v2(1.0, 1), {}),
-        ('mask-rcnn_kw-mobilenet-v2-4x_fpn_ms-1x_coco', _mobilenet_v2(1.0, 4), {}),
-        ('mask-rcnn_kw-convnext-tiny-1x_fpn_ms-1x_coco', _convnext(_CONVNEXT_1X), {}),
-        ('mask-rcnn_kw-convnext-tiny-3d4x_fpn_ms-1x_coco', _convnext(_CONVNEXT_3D4X), {}),
-        (
-            'mask-rcnn_kw-convnext-tiny-1x_fpn_ms-1x_coco',
-            _convnext(_CONVNEXT_RELEASED),
-            {
-                f'model.backbone.{name}': _CONVNEXT_RELEASED[name]
-                for name in ('blocks_per_warehouse', 'reduction')
-            },
-        ),
+        ('mask-rcnn_kw-resnet50-1x_fpn_ms-1x_coco', _resnet(50, 1)),
+        ('mask-rcnn_kw-resnet50-4x_fpn_ms-1x_coco', _resnet(50, 4)),
+        ('mask-rcnn_kw-mobilenet-v2-1x_fpn_ms-1x_coco', _mobilenet_v2(1.0, 1)),
+        ('mask-rcnn_kw-mobilenet-v2-4x_fpn_ms-1x_coco', _mobilenet_v2(1.0, 4)),
+        ('mask-rcnn_kw-convnext-tiny-1x_fpn_ms-1x_coco', _convnext(_CONVNEXT_1X)),
+        ('mask-rcnn_kw-convnext-tiny-3d4x_fpn_ms-1x_coco', _convnext(_CONVNEXT_3D4X)),
+        ('mask-rcnn_kw-convnext-tiny-1x-released_fpn_ms-1x_coco', _convnext(_CONVNEXT_RELEASED)),
     ],
 }

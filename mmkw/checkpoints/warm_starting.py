@@ -199,12 +199,11 @@ def _kw_layers(network: nn.Module) -> dict[str, KWLayer]:
             f"a KW model, such as one with backbone=dict(type='KWResNet', ...)"
         )
     for name, layer in layers.items():
-        zeros = layer.partition.initial_cells.count(None)
-        if zeros:
+        if difference := layer.difference_from_plain():
             raise ValueError(
-                f'budgets below 1 cannot start from a plain network: at temperature 1, {zeros} of '
-                f'the {layer.partition.num_mixtures} blocks in the kernel of layer {name!r} are '
-                f'zero, so the network would compute something else; choose a budget of at least 1'
+                f'plain kernels cannot start layer {name!r}: it is a KernelWarehouse layer '
+                f'{difference}; choose a budget of at least 1 without these options, or train it '
+                f'from scratch'
             )
     return layers
 

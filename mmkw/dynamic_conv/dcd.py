@@ -22,7 +22,7 @@ from torch.fx import Proxy
 
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer, DynamicLinear, IntOrTuple
-from .od_conv import as_maps
+from ..sample_conv.routes import add_bias, as_maps
 
 _CLASSIFIER_LATENT = 32
 
@@ -189,7 +189,7 @@ class DCDConv2d(_DCDLayer, DynamicConvNd):
         y = F.conv2d(self.pad(x), self.weight, None, self.stride, self.conv_padding, self.dilation)
         y = y * as_maps(scale, y)
         y = y + self.residual(sparse.flatten(2), phi).view_as(y)
-        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+        return add_bias(y, self.bias)
 
 
 class DCDLinear(_DCDLayer, DynamicLinear):

@@ -14,7 +14,7 @@ from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import IntOrTuple
 from ..sample_conv.mixing import Mixture
 from ..sample_conv.temperature import AnnealedModule
-from .kernel_bank import SOFTMAX_TEMPERATURE, KernelBankConv2d
+from .kernel_bank import KernelBankConv2d, kernel_attention, temperature_of
 
 
 class DYAttention(AnnealedModule):
@@ -24,12 +24,19 @@ class DYAttention(AnnealedModule):
         in_channels: over all groups.
         num_kernels: ``K``.
         reduction: hidden width relative to ``in_channels``; at least one.
+        function: see :func:`~mmkw.dynamic_conv.kernel_bank.kernel_attention`.
     """
 
-    temperature_range = SOFTMAX_TEMPERATURE
-
-    def __init__(self, in_channels: int, num_kernels: int, reduction: float = 1 / 4) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_kernels: int,
+        reduction: float = 1 / 4,
+        function: str = 'softmax',
+    ) -> None:
+        self.temperature_range = temperature_of(function)
         super().__init__()
+        self.function = function
         hidden = max(int(in_channels * reduction), 1)
         self.fc1 = AttentionLinear(in_channels, hidden)
         self.relu = nn.ReLU(inplace=True)
@@ -42,7 +49,8 @@ class DYAttention(AnnealedModule):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Attentions for the pooled input, ``(N, in_channels)`` to ``(N, K)``."""
-        return (self.fc2(self.relu(self.fc1(pooled))) / self.temperature).softmax(1)
+        logits = self.fc2(self.relu(self.fc1(pooled)))
+        return kernel_attention(logits, self.temperature, self.function)
 
 
 class DYConv2d(KernelBankConv2d):
@@ -52,9 +60,11 @@ class DYConv2d(KernelBankConv2d):
         in_channels, ..., dtype: all arguments as in ``nn.Conv2d``; the bias is static.
         num_kernels: ``K``. Defaults to 4.
         reduction: hidden width of the attention relative to ``in_channels``. Defaults to 1/4.
+        function: ``'softmax'``, or ``'caf'`` for the attention function of KernelWarehouse, with
+            its temperature (Table 10). Defaults to ``'softmax'``.
 
     Raises:
-        ValueError: if ``num_kernels`` or ``reduction`` is not positive.
+        ValueError: if ``num_kernels`` or ``reduction`` is not positive, or ``function`` is unknown.
     """
 
     def __init__(
@@ -70,6 +80,7 @@ class DYConv2d(KernelBankConv2d):
         padding_mode: str = 'zeros',
         num_kernels: int = 4,
         reduction: float = 1 / 4,
+        function: str = 'softmax',
         device=None,
         dtype=None,
     ) -> None:
@@ -80,7 +91,8 @@ class DYConv2d(KernelBankConv2d):
         if not reduction > 0:
             raise ValueError(f'reduction must be a positive number, but got {reduction!r}')
         self.add_kernels(num_kernels, device, dtype)
-        self.attention = DYAttention(in_channels, num_kernels, reduction).to(device, dtype)
+        self.attention = DYAttention(in_channels, num_kernels, reduction, function)
+        self.attention.to(device, dtype)
 
     def mix(self, pooled: Tensor) -> Mixture:
         return self.mix_kernels(self.attention(pooled))

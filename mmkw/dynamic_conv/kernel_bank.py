@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS
 from ..sample_conv.bank import BankModule
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer
 from ..sample_conv.mixing import KernelLayout, Mixture
@@ -20,6 +21,50 @@ SOFTMAX_TEMPERATURE = TemperatureRange(
     meaning='a finite number of at least 1, from nearly even attentions (30, say) to learned '
     'ones (1)',
 )
+
+
+# The temperature of Eq. 4 of KernelWarehouse, for attentions by its attention function.
+CONTRASTING_TEMPERATURE = TemperatureRange(
+    low=0,
+    high=1,
+    learned=0,
+    meaning='a number in [0, 1], from the first kernel alone (1) to learned attentions (0)',
+)
+KERNEL_FUNCTIONS = ('softmax', 'caf')
+
+
+def kernel_attention(logits: Tensor, temperature: Tensor, function: str) -> Tensor:
+    r"""Attentions over a layer's ``K`` kernels.
+
+    ``'softmax'`` is :math:`\mathrm{softmax}(z / T)`. ``'caf'`` is the attention function of
+    KernelWarehouse (Eq. 4, Table 10), :math:`\tau \beta + (1 - \tau) z / (\sum_k |z_k| + 10^{-3})`.
+    The paper does not say how kernels are initialised there; here :math:`\beta` is 1 for the first
+    kernel and 0 for the others.
+
+    Args:
+        logits: shape ``(N, K)``.
+        temperature: ``T`` or ``tau``, a tensor without dimensions.
+        function: one of :data:`KERNEL_FUNCTIONS`.
+    """
+    if function == 'softmax':
+        return (logits / temperature).softmax(-1)
+    learned = ATTENTION_FUNCTIONS[function](logits)
+    first = torch.zeros_like(learned)
+    first[:, 0] = 1
+    return torch.lerp(learned, first, temperature.to(learned))
+
+
+def temperature_of(function: str) -> TemperatureRange:
+    """The temperatures of an attention function over kernels.
+
+    Raises:
+        ValueError: if the function is not one of :data:`KERNEL_FUNCTIONS`.
+    """
+    if function not in KERNEL_FUNCTIONS:
+        raise ValueError(
+            f'function must be one of {", ".join(KERNEL_FUNCTIONS)}, but got {function!r}'
+        )
+    return SOFTMAX_TEMPERATURE if function == 'softmax' else CONTRASTING_TEMPERATURE
 
 
 class KernelBankLayer(BankModule, DynamicLayer):

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from ..sample_conv.layer import IntOrTuple
-from ..sample_conv.mixing import Mixture
-from ..sample_conv.routes import add_bias, dynamic_conv
+from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels
+from ..sample_conv.routes import add_bias, as_maps, dynamic_conv
 from ..sample_conv.temperature import AnnealedModule
-from .kernel_bank import SOFTMAX_TEMPERATURE, KernelBankConv2d
+from .kernel_bank import KernelBankConv2d, kernel_attention, temperature_of
 
 _MIN_HIDDEN = 16
 
@@ -57,9 +57,10 @@ class ODAttention(AnnealedModule):
         positions: spatial positions of the kernel; 1 for no spatial attention.
         num_kernels: ``K``; 1 for no kernel attention.
         reduction: hidden width relative to ``in_channels``.
+        function: of the kernel attention, see
+            :func:`~mmkw.dynamic_conv.kernel_bank.kernel_attention`. With ``'caf'``, whose
+            temperature is another, the sigmoids have :math:`T = 1`.
     """
-
-    temperature_range = SOFTMAX_TEMPERATURE
 
     def __init__(
         self,
@@ -68,8 +69,11 @@ class ODAttention(AnnealedModule):
         positions: int,
         num_kernels: int,
         reduction: float = 1 / 16,
+        function: str = 'softmax',
     ) -> None:
+        self.temperature_range = temperature_of(function)
         super().__init__()
+        self.function = function
         hidden = max(int(in_channels * reduction), _MIN_HIDDEN)
         self.fc = AttentionLinear(in_channels, hidden, bias=False)
         self.norm = nn.BatchNorm1d(hidden)
@@ -90,11 +94,14 @@ class ODAttention(AnnealedModule):
         hidden = self.relu(normalise_hidden(self.norm, self.fc(pooled)))
 
         def sigmoid(head: AttentionLinear | None) -> Tensor | None:
-            return None if head is None else (head(hidden) / self.temperature).sigmoid()
+            if head is None:
+                return None
+            logits = head(hidden)
+            return (logits / self.temperature if self.function == 'softmax' else logits).sigmoid()
 
         kernel = None
         if self.kernel_fc is not None:
-            kernel = (self.kernel_fc(hidden) / self.temperature).softmax(1)
+            kernel = kernel_attention(self.kernel_fc(hidden), self.temperature, self.function)
         return ODFactors(
             sigmoid(self.channel_fc), sigmoid(self.filter_fc), sigmoid(self.spatial_fc), kernel
         )
@@ -114,9 +121,12 @@ class ODConv2d(KernelBankConv2d):
         num_kernels: ``K``. Defaults to 4 (the paper's 4x).
         reduction: hidden width of the attention relative to ``in_channels``; the width is at
             least 16. Defaults to 1/16.
+        function: of the kernel attention: ``'softmax'``, or ``'caf'`` for that of KernelWarehouse,
+            with its temperature (Table 10). Defaults to ``'softmax'``.
 
     Raises:
-        ValueError: at construction if ``num_kernels`` or ``reduction`` is not positive.
+        ValueError: at construction if ``num_kernels`` or ``reduction`` is not positive or
+            ``function`` is unknown.
     """
 
     def __init__(
@@ -132,6 +142,7 @@ class ODConv2d(KernelBankConv2d):
         padding_mode: str = 'zeros',
         num_kernels: int = 4,
         reduction: float = 1 / 16,
+        function: str = 'softmax',
         device=None,
         dtype=None,
     ) -> None:
@@ -149,6 +160,7 @@ class ODConv2d(KernelBankConv2d):
             math.prod(self.kernel_size),
             num_kernels,
             reduction,
+            function,
         ).to(device, dtype)
 
     def mix(self, pooled: Tensor) -> Mixture:
@@ -175,15 +187,5 @@ class ODConv2d(KernelBankConv2d):
     def sample_kernels(self, pooled: Tensor) -> Tensor:
         """The kernels for the pooled input, with the factors of input and output channels."""
         factors = self.attention(pooled)
-        # One group of input channels for each group of filters.
-        channel = factors.channel.unflatten(1, (self.groups, 1, -1, 1, 1))
-        kernels = super().sample_kernels(pooled).unflatten(1, (self.groups, -1))
-        kernels = (kernels * channel).flatten(1, 2)
-        if factors.filter is not None:
-            kernels = kernels * factors.filter[:, :, None, None, None]
-        return kernels
-
-
-def as_maps(factors: Tensor, x: Tensor) -> Tensor:
-    """Factors of channels, ``(N, channels)``, in the type of ``x`` and for its positions."""
-    return factors.to(x.dtype)[(..., *[None] * (x.dim() - 2))]
+        kernels = assemble_kernels(*self._mixture(factors))
+        return scale_channels(kernels, factors.channel, factors.filter, self.groups)

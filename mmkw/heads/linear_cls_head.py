@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from mmpretrain.models.heads import LinearClsHead
 
-from ..kernel_warehouse.attention import AttentionConfig, NormLayer
+from ..kernel_warehouse.attention import AttentionOptions
 from ..kernel_warehouse.layers import KWLinear
 from ..kernel_warehouse.partition import CellRatio, Ratio
 
@@ -14,7 +14,8 @@ from ..kernel_warehouse.partition import CellRatio, Ratio
 class KWLinearClsHead(LinearClsHead):
     """Linear classifier with a KernelWarehouse layer, ``fc``, and a warehouse of its own.
 
-    The paper's MobileNetV2 1/2x has it with ``budget=1/2, cell_ratio=(1, 1/40), reduction=1/32``:
+    The paper's MobileNetV2 1/2x has it with ``budget=1/2, cell_ratio=(1, 1/40),
+    attention=dict(reduction=1/32)``:
     40 cells of 1000 x 32 for 1280 channels at budget 1, 20 of them at 1/2 (Appendix A.3).
 
     Args:
@@ -23,9 +24,8 @@ class KWLinearClsHead(LinearClsHead):
         budget (float | str): ``b``, parameters relative to the plain layer. Defaults to 1.
         cell_ratio (float | tuple | None): cell channels relative to the layer's, one number or
             (output, input). Defaults to ``None``: 1 if the budget is at least 1, otherwise 1/2.
-        reduction (float): hidden width of the attention relative to ``in_channels``. Defaults to
-            1/16.
-        norm_layer (str | callable): norm of the attention. Defaults to ``'BatchNorm1d'``.
+        attention (dict | None): options of the attention, see
+            :class:`~mmkw.kernel_warehouse.AttentionConfig`. Defaults to ``None``, as there.
         **kwargs: arguments of :class:`mmpretrain.models.LinearClsHead`.
 
     Raises:
@@ -38,8 +38,7 @@ class KWLinearClsHead(LinearClsHead):
         in_channels: int,
         budget: Ratio = 1,
         cell_ratio: CellRatio = None,
-        reduction: Ratio = 1 / 16,
-        norm_layer: NormLayer = 'BatchNorm1d',
+        attention: AttentionOptions = None,
         **kwargs,
     ) -> None:
         super().__init__(num_classes, in_channels, **kwargs)
@@ -48,5 +47,5 @@ class KWLinearClsHead(LinearClsHead):
             num_classes,
             budget=budget,
             cell_ratio=cell_ratio,
-            attention=AttentionConfig(reduction, norm_layer),
+            attention=attention,
         )

@@ -117,6 +117,5 @@ def _check_batches(runner: Runner) -> None:
         runner.logger.warning(
             f'mmkw: train_dataloader.batch_size=1, so that batch norm in the attentions of '
             f'{some_of(names, limit=3)} has no statistics to learn; take at least 2, or '
-            f"norm_layer='LayerNorm' (of the backbone; attention=dict(norm_layer='LayerNorm') in "
-            f'a conv_cfg)'
+            f"attention=dict(norm_layer='LayerNorm') in the backbone or conv_cfg"
         )

@@ -1,6 +1,6 @@
 """KernelWarehouse (Li and Yao, ICML 2024) in plain PyTorch."""
 
-from .attention import AttentionConfig, KernelAttention, contrasting_attention
+from .attention import AttentionConfig, KernelAttention, mixture_attention
 from .folding import fold_attentions, unfold_attentions
 from .layers import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
 from .partition import KernelPartition, WarehousePartition, partition_kernels
@@ -20,9 +20,9 @@ __all__ = [
     'WarehouseConfig',
     'WarehousePartition',
     'apply_plan',
-    'contrasting_attention',
     'fold_attentions',
     'freeze_idle_warehouses',
+    'mixture_attention',
     'partition_kernels',
     'partition_network',
     'unfold_attentions',

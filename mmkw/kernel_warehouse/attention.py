@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Callable, Union
@@ -10,15 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS, check_function
 from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from .partition import KernelPartition, Ratio, as_fraction
 
 NormLayer = Union[str, Callable[[int], nn.Module]]
 
 _MIN_HIDDEN = 16
-_EPS = 1e-3
-# Normalisers below this one have a gradient that differs from Eq. 4, see `bound_gradient`.
-_MIN_STEEP = 0.1
+SCOPES = ('warehouse', 'mixture')
 
 
 @dataclass(frozen=True)
@@ -39,31 +39,55 @@ class AttentionConfig:
             linear map, shared by the layer's mixtures, of
             ``max(int((n - own) * basis_ratio), 16)`` basis values per mixture. Defaults to
             ``None``: all cells get logits of their own.
+        function: the second term of Eq. 4, see :mod:`mmkw.sample_conv.attention_functions`:
+            ``'caf'``, ``'softmax'``, ``'sigmoid'`` or ``'nonnegative'`` (Table 8). The zero cell is
+            among the logits and then dropped. Defaults to ``'caf'``.
+        scope: the cells that a mixture can use: ``'warehouse'``, all, or ``'mixture'``, only the
+            ``b`` that it starts from (Table 6, without sharing). Defaults to ``'warehouse'``.
+        od_heads: whether to add ODConv's attentions, from the same hidden vector: sigmoids over
+            input channels, output channels and, for kernels of more than one position, positions
+            (Table 17). Defaults to False.
 
     Raises:
-        ValueError: if ``reduction`` or ``basis_ratio`` is not a positive number, or ``norm_layer``
-            is unknown.
+        ValueError: if ``reduction`` or ``basis_ratio`` is not a positive number, ``norm_layer``,
+            ``function`` or ``scope`` is unknown, or both ``basis_ratio`` and the scope
+            ``'mixture'`` are given.
     """
 
     reduction: Ratio = 1 / 16
     norm_layer: NormLayer = 'BatchNorm1d'
     basis_ratio: Ratio | None = None
+    function: str = 'caf'
+    scope: str = 'warehouse'
+    od_heads: bool = False
 
     def __post_init__(self) -> None:
         as_fraction('reduction', self.reduction)
         if self.basis_ratio is not None:
             as_fraction('basis_ratio', self.basis_ratio)
         _norm_class(self.norm_layer)
+        check_function(self.function)
+        if self.scope not in SCOPES:
+            raise ValueError(f'scope must be one of {SCOPES}, but got {self.scope!r}')
+        if self.scope == 'mixture' and self.basis_ratio is not None:
+            raise ValueError(
+                f'basis_ratio={self.basis_ratio} is for cells of other layers, which the scope '
+                f"'mixture' does not use; drop one of the two"
+            )
 
     @classmethod
-    def of(cls, options: AttentionOptions) -> AttentionConfig:
+    def of(cls, options: AttentionOptions, **defaults) -> AttentionConfig:
         """Read what stands for one: itself, a mapping of its arguments, or ``None``.
+
+        Args:
+            options: see above.
+            defaults: arguments for what a mapping leaves out.
 
         Raises:
             ValueError: if an argument is unknown or invalid.
         """
         if options is None:
-            return cls()
+            return cls(**defaults)
         if isinstance(options, cls):
             return options
         known = [field.name for field in fields(cls)]
@@ -76,7 +100,7 @@ class AttentionConfig:
             raise ValueError(
                 f'attention has no option {unknown[0]!r}; its options are {", ".join(known)}'
             )
-        return cls(**options)
+        return cls(**{**defaults, **options})
 
     def hidden_width(self, in_channels: int) -> int:
         """``h``, for a layer with these input channels."""
@@ -114,8 +138,10 @@ class AttentionConfig:
 AttentionOptions = Union[AttentionConfig, Mapping[str, Any], None]
 
 
-def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> Tensor:
-    r"""The contrasting-driven attention function (CAF).
+def mixture_attention(
+    logits: Tensor, beta: Tensor, temperature: Tensor, function: str = 'caf'
+) -> Tensor:
+    r"""The contrasting-driven attention function (CAF), or another in the place of its second term.
 
     .. math::
         \alpha_{ij} = \tau \beta_{ij} +
@@ -123,52 +149,22 @@ def contrasting_attention(logits: Tensor, beta: Tensor, temperature: Tensor) -> 
 
     The sum runs over the ``n`` cells and the zero cell, whose own attention is then dropped: a
     zero cell adds nothing to a mixture. The small constant is the released models'. The gradient
-    is bounded where all logits of a mixture are close to 0, see :func:`bound_gradient`.
+    is bounded where all logits of a mixture are close to 0, see
+    :func:`mmkw.sample_conv.attention_functions.bound_gradient`.
 
     Args:
         logits: ``z``, shape ``(N, m, n + 1)``, the last column being the zero cell.
         beta: 0 or 1, shape ``(m, n)``.
         temperature: ``tau`` in [0, 1], a tensor without dimensions.
+        function: see :mod:`mmkw.sample_conv.attention_functions`. Defaults to ``'caf'``.
 
     Returns:
         ``alpha``, shape ``(N, m, n)``, in at least float32.
     """
-    # A recorded graph is for inference, and must not depend on whether gradients were on.
-    if torch.is_grad_enabled() and not torch.jit.is_tracing():
-        logits = bound_gradient(logits)
-    normalised = logits[..., :-1] / normaliser(logits)[..., None]
+    learned = ATTENTION_FUNCTIONS[function](logits)[..., :-1]
     # lerp is exact at both ends: one-hot at temperature 1, untouched at 0.
-    weight = temperature.to(normalised)
-    return torch.lerp(normalised, beta.to(normalised).expand_as(normalised), weight)
-
-
-def bound_gradient(logits: Tensor) -> Tensor:
-    r"""The same logits, with a smaller gradient for mixtures whose logits are all close to 0.
-
-    Eq. 4 is as steep as :math:`1 / s`, where ``s`` is its denominator: 1000 at zero logits. If all
-    images of a batch are the same, the batch norm of the attention turns their differences, 0, into
-    zero hidden vectors and logits. Its own gradient has the factor
-    :math:`1 / \sqrt{10^{-5}} = 316` then, and layers multiply these factors up: over a ResNet18
-    gradients grow to :math:`10^{16}`, though the input says nothing about the loss.
-
-    So the gradient of a mixture is multiplied by :math:`(s / \delta)^3` where
-    :math:`s < \delta = 0.1`. The slope becomes :math:`s^2 / \delta^3`. It is at most
-    :math:`1 / \delta = 10`, and at zero logits 0.001: times 316 less than 1, so that gradients do
-    not grow from layer to layer, but not 0, so that a bias can still leave 0. With an exponent of
-    2 the product would be 32. Where ``s`` is larger, as in training on images that differ, the
-    gradient is that of Eq. 4. Values never change.
-    """
-    share = (normaliser(logits.detach()) / _MIN_STEEP).clamp(max=1)
-    logits = logits.to(share.dtype)
-    # lerp between equal values is exact, and its gradient has the weight as a factor.
-    return torch.lerp(logits.detach(), logits, share[..., None] ** 3)
-
-
-def normaliser(logits: Tensor) -> Tensor:
-    """The denominator of Eq. 4, ``(N, m, n + 1)`` to ``(N, m)``, in at least float32."""
-    # Half precision would lose the sum over a hundred cells and more.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.abs().sum(dim=-1) + _EPS
+    weight = temperature.to(learned)
+    return torch.lerp(learned, beta.to(learned).expand_as(learned), weight)
 
 
 class KernelAttention(nn.Module):
@@ -192,14 +188,18 @@ class KernelAttention(nn.Module):
         super().__init__()
         m, n, own = partition.num_mixtures, partition.num_cells, partition.num_own_cells
         self.partition = partition
+        self.function = config.function
+        self.scope = config.scope
         hidden = config.hidden_width(in_channels)
         norm = config.norm(hidden)
         self.fc1 = AttentionLinear(in_channels, hidden, bias=_has_bias_before(norm))
         self.norm = norm
         self.relu = nn.ReLU(inplace=True)
-        if config.basis_ratio is None:
+        self.fc3 = None
+        if self.scope == 'mixture':
+            self.fc2 = AttentionLinear(hidden, m * (cells_of_each_mixture(partition) + 1))
+        elif config.basis_ratio is None:
             self.fc2 = AttentionLinear(hidden, m * (n + 1))
-            self.fc3 = None
         else:
             if n == own:
                 raise ValueError(
@@ -210,6 +210,13 @@ class KernelAttention(nn.Module):
             self.fc2 = AttentionLinear(hidden, m * (own + basis + 1), bias=False)
             self.fc3 = AttentionLinear(basis, n - own, bias=False)
             self.basis_bias = nn.Parameter(torch.zeros(m * (n + 1)))
+        self.channel_fc = self.filter_fc = self.spatial_fc = None
+        if config.od_heads:
+            positions = math.prod(partition.kernel_shape[2:])
+            self.channel_fc = AttentionLinear(hidden, in_channels)
+            self.filter_fc = AttentionLinear(hidden, partition.kernel_shape[0])
+            if positions > 1:
+                self.spatial_fc = AttentionLinear(hidden, positions)
         # A constant of the plan, hence not in checkpoints.
         self.register_buffer('beta', torch.zeros(m, n), persistent=False)
         self.reset_beta()
@@ -217,8 +224,7 @@ class KernelAttention(nn.Module):
     @torch.no_grad()
     def reset_beta(self) -> None:
         """Write the initial mixtures of the plan into ``beta``."""
-        cells = self.partition.initial_cells
-        pairs = [(mixture, cell) for mixture, cell in enumerate(cells) if cell is not None]
+        pairs = self.partition.initial_pairs
         self.beta.zero_()
         if pairs:
             mixtures, cells = torch.tensor(pairs, device=self.beta.device).t()
@@ -230,12 +236,14 @@ class KernelAttention(nn.Module):
 
         The last weights become 0 and their bias :math:`\beta`, so that :math:`\alpha` is
         :math:`\beta` at every temperature (up to the constant in Eq. 4, a thousandth) until the
-        attention learns something else. Random logits would mix all the cells as the temperature
+        attention learns something else. (That is so for CAF; other functions start from their
+        values of 1 and 0.) Random logits would mix all the cells as the temperature
         falls, which destroys kernels that were trained as a plain network's.
         """
         self.fc2.weight.zero_()
         bias = self.fc2.bias if self.fc3 is None else self.basis_bias
-        bias.view(len(self.beta), -1).copy_(F.pad(self.beta, (0, 1)))
+        beta = self._own(self.beta) if self.scope == 'mixture' else self.beta
+        bias.view(len(beta), -1).copy_(F.pad(beta, (0, 1)))
 
     def reset_parameters(self) -> None:
         """Initialise all parameters anew."""
@@ -253,18 +261,42 @@ class KernelAttention(nn.Module):
             self.reset_beta()
         return self
 
-    def forward(self, pooled: Tensor, temperature: Tensor) -> Tensor:
-        """Attentions for globally averaged inputs.
+    def forward(self, hidden: Tensor, temperature: Tensor) -> Tensor:
+        """Attentions for hidden vectors.
 
         Args:
-            pooled: shape ``(N, in_channels)``.
+            hidden: from :meth:`hidden`, shape ``(N, h)``.
             temperature: ``tau``, a tensor without dimensions.
 
         Returns:
             ``alpha``, shape ``(N, m, n)``, in at least float32.
         """
-        logits = self.logits(self.hidden(pooled))
-        return contrasting_attention(logits, self.beta, temperature)
+        if self.partition.allocation == 'none':
+            temperature = torch.zeros_like(temperature)
+        logits, beta = self.logits(hidden), self.beta
+        if self.scope == 'mixture':
+            alpha = mixture_attention(logits, self._own(beta), temperature, self.function)
+            return self._spread(alpha)
+        return mixture_attention(logits, beta, temperature, self.function)
+
+    def _own(self, attention: Tensor) -> Tensor:
+        """Of each mixture's attentions those for the cells that it starts from, ``(..., m, b)``."""
+        return attention.gather(-1, self._own_cells(attention).expand(*attention.shape[:-1], -1))
+
+    def _spread(self, own: Tensor) -> Tensor:
+        """The inverse of :meth:`_own`, with 0 for all other cells."""
+        alpha = own.new_zeros(*own.shape[:-1], self.partition.num_cells)
+        return alpha.scatter(-1, self._own_cells(own).expand_as(own), own)
+
+    def _own_cells(self, like: Tensor) -> Tensor:
+        each = cells_of_each_mixture(self.partition)
+        cells = torch.arange(self.partition.num_mixtures * each, device=like.device)
+        return self.partition.first_cell + cells.view(-1, each)
+
+    def od_factors(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """ODConv's attentions over input channels, output channels and positions (Table 17)."""
+        spatial = None if self.spatial_fc is None else self.spatial_fc(hidden).sigmoid()
+        return self.channel_fc(hidden).sigmoid(), self.filter_fc(hidden).sigmoid(), spatial
 
     def hidden(self, pooled: Tensor) -> Tensor:
         """The hidden vectors for globally averaged inputs, shape ``(N, h)``."""
@@ -283,6 +315,21 @@ class KernelAttention(nn.Module):
         before, after = others.split([first, others.shape[-1] - first], dim=-1)
         bias = self.basis_bias.view(self.partition.num_mixtures, self.partition.num_cells + 1)
         return torch.cat([before, own, after, zero], dim=-1) + bias
+
+
+def cells_of_each_mixture(partition: KernelPartition) -> int:
+    """``b``, for attentions of the scope ``'mixture'``.
+
+    Raises:
+        ValueError: if the budget is not a whole number.
+    """
+    each, rest = divmod(partition.num_own_cells, partition.num_mixtures)
+    if rest or not each:
+        raise ValueError(
+            f"scope='mixture' needs a whole budget of at least 1, but {partition.num_mixtures} "
+            f'mixtures have {partition.num_own_cells} cells of their own'
+        )
+    return each
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..sample_conv.attention_functions import normaliser
 from ..sample_conv.blockwise import convolve_blocks, fewest_rows, product, rows_per_block
 from ..sample_conv.convolution import CONVOLUTIONS, convolve_kernels
 from ..sample_conv.layer import DynamicLayer
@@ -33,7 +34,7 @@ from ..sample_conv.routes import (
     skip_unread_pixels,
 )
 from ..sample_conv.unfolded import convolve_matrices, kernel_matrices
-from .attention import KernelAttention, normaliser
+from .attention import KernelAttention
 from .partition import KernelPartition
 from .warehouse import Warehouse
 
@@ -88,6 +89,12 @@ class FoldableLayer(DynamicLayer):
             raise RuntimeError(
                 f'{self.title()} is in training mode, where its cells change; call '
                 f'model.eval() before its attention is folded'
+            )
+        attention = self.attention
+        if attention.function != 'caf' or attention.scope != 'warehouse' or attention.channel_fc:
+            raise ValueError(
+                f"only attentions with function='caf', scope='warehouse' and no od_heads can be "
+                f'folded, but those of {self.title()} are others'
             )
         self._fold()
 

@@ -8,7 +8,8 @@ import warnings
 from torch import Tensor, nn
 
 from ..sample_conv.layer import DynamicConvNd, DynamicLinear, IntOrTuple
-from ..sample_conv.mixing import Mixture
+from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels
+from ..sample_conv.routes import add_bias, as_maps, dynamic_conv
 from .attention import AttentionConfig, AttentionOptions, KernelAttention
 from .folding import FoldableLayer
 from .partition import CellRatio, KernelPartition, Ratio, partition_kernels
@@ -41,6 +42,7 @@ class KWLayer(FoldableLayer):
         cell_ratio: CellRatio = None,
         spatial_partition: bool = True,
         attention: AttentionOptions = None,
+        allocation: str = 'one_to_one',
         device=None,
         dtype=None,
     ) -> None:
@@ -48,13 +50,13 @@ class KWLayer(FoldableLayer):
 
         Args:
             budget: ``b``; the warehouse has ``b * m`` cells.
-            cell_ratio, spatial_partition: see :func:`partition_kernels`.
+            cell_ratio, spatial_partition, allocation: see :func:`partition_kernels`.
             attention: see :class:`AttentionConfig`.
             device, dtype: of the parameters.
         """
         name = type(self).__name__
         partition = partition_kernels(
-            {name: self.kernel_shape}, budget, cell_ratio, spatial_partition
+            {name: self.kernel_shape}, budget, cell_ratio, spatial_partition, allocation
         )
         self.warehouse = Warehouse(partition, device, dtype)
         self._set_partition(partition.kernels[name], AttentionConfig.of(attention))
@@ -99,6 +101,9 @@ class KWLayer(FoldableLayer):
                 f'{self} has no warehouse yet: apply a plan that names it '
                 f'(mmkw.kernel_warehouse.apply_plan), or give it a budget of its own'
             )
+        return self._mixture(self.attention.hidden(pooled))
+
+    def _mixture(self, hidden: Tensor, position_scale: Tensor | None = None) -> Mixture:
         if self.training and self.warehouse.awaits_annealing:
             raise RuntimeError(
                 f'{self.title()} started from a plain kernel of the checkpoint, cut into cells, '
@@ -106,13 +111,27 @@ class KWLayer(FoldableLayer):
                 f'{self.way_to_anneal}'
             )
         cells = self.warehouse.cells
-        alpha = self.attention(pooled, self.warehouse.temperature)
-        return Mixture(alpha.to(cells.dtype), cells, self.partition)
+        alpha = self.attention(hidden, self.warehouse.temperature).to(cells.dtype)
+        return Mixture(alpha, cells, self.partition, position_scale)
 
     def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
         if self.is_folded:
             return self.convolve_folded(x, pooled, **geometry)
-        return super().convolve(x, pooled, **geometry)
+        if self.attention is None or self.attention.channel_fc is None:
+            return super().convolve(x, pooled, **geometry)
+        hidden = self.attention.hidden(pooled)
+        channel, filters, spatial = self.attention.od_factors(hidden)
+        spatial = None if spatial is None else spatial.to(self.warehouse.cells.dtype)
+        y = dynamic_conv(x * as_maps(channel, x), self._mixture(hidden, spatial), **geometry)
+        return add_bias(y * as_maps(filters, y), self.bias)
+
+    def sample_kernels(self, pooled: Tensor) -> Tensor:
+        if self.attention is None or self.attention.channel_fc is None:
+            return super().sample_kernels(pooled)
+        hidden = self.attention.hidden(pooled)
+        channel, filters, spatial = self.attention.od_factors(hidden)
+        kernels = assemble_kernels(*self._mixture(hidden, spatial))
+        return scale_channels(kernels, channel, filters, self.groups)
 
     @property
     def mixing_operations(self) -> int:
@@ -130,6 +149,17 @@ class KWLayer(FoldableLayer):
             )
         return super().__getattr__(name)
 
+    def difference_from_plain(self) -> str | None:
+        """Why no cells make this layer, at temperature 1, the plain one. ``None`` if some do."""
+        if missing := self.partition.initial_cells.count(None):
+            blocks = self.partition.num_mixtures
+            return f'of a budget below 1, in which {missing} of {blocks} blocks have no cell'
+        if self.partition.allocation != 'one_to_one':
+            return f'with allocation={self.partition.allocation!r} instead of one cell per block'
+        if self.attention.channel_fc is not None:
+            return 'with od_heads, which scale the kernel at every temperature'
+        return None
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         if prefix + 'weight' in state_dict:
             self._start_from_plain(state_dict, prefix)
@@ -140,11 +170,10 @@ class KWLayer(FoldableLayer):
         kernel = state_dict.pop(prefix + 'weight')
         if self.partition is None:
             raise ValueError(f'{self} has no warehouse yet for {prefix}weight of the checkpoint')
-        if None in self.partition.initial_cells:
+        if difference := self.difference_from_plain():
             raise ValueError(
                 f'the checkpoint holds a plain kernel, {prefix}weight, where the model has a '
-                f'KernelWarehouse layer of a budget below 1, in which some blocks of the kernel '
-                f'would have no cell; {self.cure_of_plain_checkpoint}'
+                f'KernelWarehouse layer {difference}; {self.cure_of_plain_checkpoint}'
             )
         shape = self.kernel_shape
         # Linear layers and 1 x 1 convolutions may stand for each other.
@@ -185,6 +214,8 @@ class _KWConvNd(KWLayer, DynamicConvNd):
         spatial_partition: whether a cell covers one spatial position or all. Defaults to True.
         attention: options of the attention, see :class:`AttentionConfig`, such as
             ``dict(reduction=1/16, norm_layer='BatchNorm1d')``, the defaults.
+        allocation: which cells mixtures start from, see :func:`partition_kernels`. Defaults to
+            ``'one_to_one'``.
 
     Raises:
         ValueError: at construction if channels, budget and cell ratio do not fit; when
@@ -208,6 +239,7 @@ class _KWConvNd(KWLayer, DynamicConvNd):
         cell_ratio: CellRatio = None,
         spatial_partition: bool = True,
         attention: AttentionOptions = None,
+        allocation: str = 'one_to_one',
         device=None,
         dtype=None,
     ) -> None:
@@ -216,7 +248,9 @@ class _KWConvNd(KWLayer, DynamicConvNd):
             padding_mode, device, dtype,
         )  # fmt: skip
         if budget is not None:
-            self.set_up_warehouse(budget, cell_ratio, spatial_partition, attention, device, dtype)
+            self.set_up_warehouse(
+                budget, cell_ratio, spatial_partition, attention, allocation, device, dtype
+            )
 
 
 class KWConv1d(_KWConvNd):
@@ -243,7 +277,7 @@ class KWLinear(KWLayer, DynamicLinear):
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
-        budget, cell_ratio, spatial_partition, attention: as in :class:`KWConv2d`.
+        budget, cell_ratio, spatial_partition, attention, allocation: as in :class:`KWConv2d`.
 
     Raises:
         ValueError, RuntimeError: as :class:`KWConv2d`.
@@ -258,12 +292,15 @@ class KWLinear(KWLayer, DynamicLinear):
         cell_ratio: CellRatio = None,
         spatial_partition: bool = True,
         attention: AttentionOptions = None,
+        allocation: str = 'one_to_one',
         device=None,
         dtype=None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         if budget is not None:
-            self.set_up_warehouse(budget, cell_ratio, spatial_partition, attention, device, dtype)
+            self.set_up_warehouse(
+                budget, cell_ratio, spatial_partition, attention, allocation, device, dtype
+            )
 
 
 # By the number of spatial dimensions; 0 for linear layers.

@@ -22,6 +22,14 @@ CellRatio = Union[Ratio, tuple[Ratio, Ratio], None]
 
 # Far above the 4 of the paper; a mistyped budget would fill the memory.
 MAX_BUDGET = 64
+# Which cells a mixture starts from at temperature 1, in the paper's Tables 9 and 13.
+ALLOCATIONS = {
+    'one_to_one': 'one cell of its own, or the zero cell at budgets below 1 (the default)',
+    'all_to_one': 'the sum of all cells of the warehouse',
+    'several_to_one': 'the sum of b cells of its own, at whole budgets b of at least 2',
+    'one_to_two': 'one cell that it shares with the next mixture, at budget 1/2',
+    'none': 'no cells: attentions are as learned, whatever the temperature',
+}
 
 
 @dataclass(frozen=True)
@@ -33,14 +41,32 @@ class KernelPartition(KernelLayout):
         num_cells: ``n``, the size of the warehouse that the kernel draws on.
         first_cell: the first of the cells that this kernel alone starts from (its own cells).
         num_own_cells: how many cells, from ``first_cell`` on, are its own.
-        initial_cells: for each mixture the cell that it equals at temperature 1, or ``None``
-            for the zero cell: where the ones in ``beta`` of Eq. 4 stand.
+        initial_cells: for each mixture the cell that it equals at temperature 1 with one-to-one
+            allocation, or ``None`` for the zero cell.
+        allocation: which cells mixtures start from, see :data:`ALLOCATIONS`.
     """
 
     num_cells: int
     first_cell: int
     num_own_cells: int
     initial_cells: tuple[int | None, ...]
+    allocation: str = 'one_to_one'
+
+    @property
+    def initial_pairs(self) -> list[tuple[int, int]]:
+        """The mixtures and cells of which ``beta`` of Eq. 4 is 1."""
+        if self.allocation == 'all_to_one':
+            return list(itertools.product(range(self.num_mixtures), range(self.num_cells)))
+        if self.allocation == 'several_to_one':
+            each = self.num_own_cells // self.num_mixtures
+            own = range(self.num_own_cells)
+            return [(cell // each, self.first_cell + cell) for cell in own]
+        if self.allocation == 'one_to_two':
+            return [(i, self.first_cell + i // 2) for i in range(self.num_mixtures)]
+        if self.allocation == 'none':
+            return []
+        pairs = enumerate(self.initial_cells)
+        return [(mixture, cell) for mixture, cell in pairs if cell is not None]
 
 
 @dataclass(frozen=True)
@@ -97,6 +123,7 @@ def partition_kernels(
     budget: Ratio = 1,
     cell_ratio: CellRatio = None,
     spatial_partition: bool = True,
+    allocation: str = 'one_to_one',
 ) -> WarehousePartition:
     r"""Cut kernels into cells of one shape and size the warehouse that they share.
 
@@ -113,6 +140,10 @@ def partition_kernels(
     * other :math:`b < 1`, or kernels whose mixtures ``q`` does not divide: the cells are spread
       evenly over all mixtures of the warehouse. The release leaves these budgets undefined.
 
+    That is the allocation of the paper's models. The others of :data:`ALLOCATIONS` are its
+    ablations (Tables 9 and 13); the text does not say which two mixtures share a cell, here they
+    are consecutive ones.
+
     Args:
         kernel_shapes: by name, ``(out_channels, in_channels / groups, *kernel_size)`` of the
             kernels that share the warehouse, in network order.
@@ -122,11 +153,13 @@ def partition_kernels(
             :func:`default_cell_ratio`.
         spatial_partition: whether to cut the kernels along their spatial dimensions. Without it
             all kernels need the same size. Defaults to True.
+        allocation: which cells mixtures start from, one of :data:`ALLOCATIONS`. Defaults to
+            ``'one_to_one'``.
 
     Raises:
-        ValueError: if the budget or ratio is no positive number or leaves no whole cells, if the
-            budget is above 64, if the cell does not divide a kernel, or if the kernels cannot
-            share a cell shape.
+        ValueError: if the allocation is unknown or does not suit the budget, if the budget or ratio
+            is no positive number or leaves no whole cells, if the budget is above 64, if the cell
+            does not divide a kernel, or if the kernels cannot share a cell shape.
     """
     if not kernel_shapes:
         raise ValueError('a warehouse needs at least one kernel, but got none')
@@ -138,6 +171,7 @@ def partition_kernels(
         )
     if cell_ratio is None:
         cell_ratio = default_cell_ratio(budget)
+    _check_allocation(allocation, budget)
     cell_shape = _cell_shape(kernel_shapes, cell_ratio, spatial_partition)
     grids = {name: _grid(shape, cell_shape) for name, shape in kernel_shapes.items()}
     sizes = {name: math.prod(grid) for name, grid in grids.items()}
@@ -161,9 +195,23 @@ def partition_kernels(
             first_cell=cell,
             num_own_cells=next_cell - cell,
             initial_cells=_initial_cells(mixtures, cell, budget, sizes.values()),
+            allocation=allocation,
         )
         mixture, cell = mixtures.stop, next_cell
     return WarehousePartition(cell_shape, int(num_cells), kernels)
+
+
+def _check_allocation(allocation: str, budget: Fraction) -> None:
+    if allocation not in ALLOCATIONS:
+        raise ValueError(
+            f'allocation must be one of {", ".join(ALLOCATIONS)}, but got {allocation!r}'
+        )
+    if allocation == 'several_to_one' and (budget.denominator != 1 or budget < 2):
+        raise ValueError(
+            f"allocation='several_to_one' needs a whole budget of at least 2, but got {budget}"
+        )
+    if allocation == 'one_to_two' and budget != Fraction(1, 2):
+        raise ValueError(f"allocation='one_to_two' needs a budget of 1/2, but got {budget}")
 
 
 def _initial_cells(

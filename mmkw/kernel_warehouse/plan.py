@@ -31,6 +31,8 @@ class WarehouseConfig:
             below.
         spatial_partition: whether a cell covers one spatial position or all. Defaults to True.
         attention: options of the layers' attentions, see :class:`AttentionConfig`.
+        allocation: which cells mixtures start from, see :func:`partition_kernels`. Defaults to
+            ``'one_to_one'``.
     """
 
     layers: Sequence[str]
@@ -38,6 +40,7 @@ class WarehouseConfig:
     cell_ratio: CellRatio = None
     spatial_partition: bool = True
     attention: AttentionOptions = None
+    allocation: str = 'one_to_one'
 
     def __post_init__(self) -> None:
         self.attention = AttentionConfig.of(self.attention)
@@ -95,6 +98,7 @@ def partition_network(network: nn.Module, plan: Plan) -> dict[str, WarehousePart
                 config.budget,
                 config.cell_ratio,
                 config.spatial_partition,
+                config.allocation,
             )
         except ValueError as error:
             budgets = ', '.join(_valid_budgets(kernel_shapes, plan, config.budget))

@@ -112,6 +112,21 @@ def assemble_kernels(
     return scale_positions(kernels, position_scale)
 
 
+def scale_channels(kernels: Tensor, channel: Tensor, filters: Tensor | None, groups: int) -> Tensor:
+    """Multiply kernels, ``(N, out, in / groups, *size)``, by factors for input and output channels.
+
+    Args:
+        kernels: one for each sample.
+        channel: factors for input channels, ``(N, in)``.
+        filters: factors for output channels, ``(N, out)``; ``None`` for 1.
+        groups: of the convolution.
+    """
+    ones = [1] * (kernels.dim() - 3)
+    channel = channel.view(len(kernels), groups, 1, -1, *ones)
+    kernels = (kernels.unflatten(1, (groups, -1)) * channel).flatten(1, 2)
+    return kernels if filters is None else kernels * filters.view(len(kernels), -1, 1, *ones)
+
+
 def scale_positions(kernels: Tensor, position_scale: Tensor | None) -> Tensor:
     """Multiply kernels, ``(N, out, in, *size)``, by a factor for each spatial position."""
     if position_scale is None:

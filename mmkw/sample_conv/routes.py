@@ -110,6 +110,11 @@ def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - 2))
 
 
+def as_maps(factors: Tensor, x: Tensor) -> Tensor:
+    """Factors of channels, ``(N, channels)``, in the type of ``x`` and for its positions."""
+    return factors.to(x.dtype)[(..., *[None] * (x.dim() - 2))]
+
+
 def choose_route(x: Tensor, mixture: Mixture, groups: int) -> str:
     """The route of :func:`dynamic_conv` for this input.
 

@@ -15,7 +15,7 @@ TABLE_14 = {
     1: (FIRST + (147, 24) * 6,) * 2,
     3 / 4: (FIRST + (147, 24) * 4 + (147, 96) * 2, FIRST + (147, 24) * 4 + (147, 48) * 2),
 }
-RELEASED = dict(blocks_per_warehouse=None, reduction=1 / 16)
+RELEASED = dict(blocks_per_warehouse=None, attention=dict(reduction=1 / 16))
 SMALL = dict(arch=dict(depths=[1, 1, 4, 1], channels=[16, 32, 64, 128]))
 
 

@@ -65,7 +65,12 @@ def build_head(**arguments):
         return MODELS.build(dict(num_classes=1000, in_channels=1280, **arguments))
 
 
-KW_HEAD = dict(type='KWLinearClsHead', budget=1 / 2, cell_ratio=(1, 1 / 40), reduction=1 / 32)
+KW_HEAD = dict(
+    type='KWLinearClsHead',
+    budget=1 / 2,
+    cell_ratio=(1, 1 / 40),
+    attention=dict(reduction=1 / 32),
+)
 
 
 @pytest.mark.parametrize(('width', 'budget'), PARAMETERS)
@@ -145,7 +150,7 @@ def test_layer_wise_learning_rates_are_refused():
     [
         (dict(budget=-1), ValueError, 'budget must be a positive number .* got -1'),
         (dict(budget=1 / 7), ValueError, "warehouse 'stage6_expand': budget 1/7 leaves no whole"),
-        (dict(norm_layer='Norm'), ValueError, "norm_layer must be .* got 'Norm'"),
+        (dict(attention=dict(norm_layer='Norm')), ValueError, "norm_layer must be .* got 'Norm'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):

@@ -164,9 +164,9 @@ def load_sample(plain, kw, kernels, sample):
         dict(budget=3 / 4, qkv_bias=False),
         dict(budget=2, out_type='featmap', out_indices=(1, 3), final_norm=False),
         dict(out_type='raw', with_cls_token=False, cell_ratio=(1, 1 / 2), pre_norm=True),
-        dict(out_type='avg_featmap', layer_scale_init_value=0.5, reduction=1 / 2),
+        dict(out_type='avg_featmap', layer_scale_init_value=0.5, attention=dict(reduction=1 / 2)),
         dict(layer_cfgs=dict(ffn_type='swiglu_fused')),
-        dict(layer_cfgs=dict(num_fcs=3), norm_layer='BatchNorm1d'),
+        dict(layer_cfgs=dict(num_fcs=3), attention=dict(norm_layer='BatchNorm1d')),
     ],
     ids=str,
 )
@@ -178,7 +178,7 @@ def test_equals_the_plain_network_with_each_sample_s_kernels(arguments, temperat
     for parameter in kw.parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter)  # biases, norms and layer scales other than 0 or 1
-    own = ('budget', 'cell_ratio', 'reduction', 'norm_layer')
+    own = ('budget', 'cell_ratio', 'attention')
     plain_arguments = {k: v for k, v in arguments.items() if k not in own}
     plain = VisionTransformer(**arguments_of(**plain_arguments)).double()
     plain.eval()
@@ -222,7 +222,7 @@ def test_a_training_step_of_a_classifier_reaches_every_parameter():
 
 @pytest.mark.parametrize('frozen_stages', [-1, 1, 2, 3, 4])
 def test_frozen_stages_freeze_attentions_and_idle_warehouses(frozen_stages):
-    backbone = small(frozen_stages=frozen_stages, norm_layer='BatchNorm1d')
+    backbone = small(frozen_stages=frozen_stages, attention=dict(norm_layer='BatchNorm1d'))
     assert backbone.train() is backbone
     assert trainable(backbone.patch_embed) == {frozen_stages < 1}
     for index, block in enumerate(backbone.layers):
@@ -319,8 +319,8 @@ def test_plain_checkpoints_are_refused_below_a_budget_of_1():
         (dict(cell_ratio=3 / 4), 'does not divide'),
         (dict(blocks_per_warehouse=0), 'must be a positive integer or None.*but got 0'),
         (dict(blocks_per_warehouse=1.5), 'must be a positive integer or None.*but got 1.5'),
-        (dict(norm_layer='Nrm'), "norm_layer must be a norm of torch.nn.*'Nrm'"),
-        (dict(reduction=0), 'reduction must be a positive number'),
+        (dict(attention=dict(norm_layer='Nrm')), "norm_layer must be a norm of torch.nn.*'Nrm'"),
+        (dict(attention=dict(reduction=0)), 'reduction must be a positive number'),
         (dict(with_cls_token=False), 'with_cls_token must be True'),
     ],
 )

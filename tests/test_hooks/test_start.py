@@ -223,5 +223,5 @@ def test_a_last_batch_of_one_image(tmp_path):
     assert log.count('mmkw: train_dataloader.batch_size=1') == 1
     assert "norm_layer='LayerNorm'" in log
     (tmp_path / 'layer').mkdir()
-    layer_norm = dict(norm_layer='LayerNorm', norm_cfg=GROUPS)
+    layer_norm = dict(attention=dict(norm_layer='LayerNorm'), norm_cfg=GROUPS)
     assert 'batch_size=1' not in train(tmp_path / 'layer', [START], layer_norm, batch_size=1)[1]

@@ -113,7 +113,7 @@ def test_network():
 
 
 def test_basis_ratio():
-    network = KWResNet(50, budget=0.5, basis_ratio=1 / 8).eval()
+    network = KWResNet(50, budget=0.5, attention=dict(basis_ratio=1 / 8)).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = network(x)[-1]

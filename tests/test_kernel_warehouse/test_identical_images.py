@@ -8,7 +8,7 @@ from torch import nn
 from mmkw.kernel_warehouse import (
     WarehouseConfig,
     apply_plan,
-    contrasting_attention,
+    mixture_attention,
 )
 from mmkw.sample_conv import set_temperature
 
@@ -72,10 +72,10 @@ def test_values_are_those_of_the_equation_and_gradients_where_logits_are_large(s
     def by_hand(z):
         return 0.3 * beta + 0.7 * z[..., :-1] / (z.abs().sum(-1, keepdim=True) + 1e-3)
 
-    alpha = contrasting_attention(logits, beta, tau)
+    alpha = mixture_attention(logits, beta, tau)
     torch.testing.assert_close(alpha, by_hand(logits), rtol=1e-14, atol=1e-15)
     with torch.no_grad():
-        assert torch.equal(alpha, contrasting_attention(logits, beta, tau))
+        assert torch.equal(alpha, mixture_attention(logits, beta, tau))
     direction = torch.randn(3, 2, 4, dtype=torch.float64)
     (grad,) = torch.autograd.grad((alpha * direction).sum(), logits)
     (exact,) = torch.autograd.grad((by_hand(logits) * direction).sum(), logits)

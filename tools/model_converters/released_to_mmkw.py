@@ -70,11 +70,7 @@ def config_line(meta):
     """Which config has the model."""
     if meta['config'] is None:
         return 'config: none in configs/ has this model'
-    line = f'config: {meta["config"]}'
-    if meta['cfg_options']:
-        options = ' '.join(f'{name}={value}' for name, value in meta['cfg_options'].items())
-        line += f' --cfg-options {options}'
-    return line
+    return f'config: {meta["config"]}'
 
 
 def main(argv=None):

@@ -14,7 +14,7 @@ from mmengine.registry import Registry
 from ..configs import type_name, without_checkpoints
 
 _KW_OPTIONS = (
-    'budget', 'cell_ratio', 'reduction', 'basis_ratio', 'norm_layer', 'blocks_per_warehouse',
+    'budget', 'cell_ratio', 'attention', 'blocks_per_warehouse',
 )  # fmt: skip
 # MMPretrain's LinearClsHead with a dynamic layer, or with dropout, which costs next to nothing.
 _HEADS = ('KWLinearClsHead', 'DynamicLinearClsHead', 'DropoutLinearClsHead')
