@@ -56,9 +56,9 @@ def describe(meta):
 
 
 def call_of(config):
-    """The type of a config, with its arguments in brackets."""
+    """The type of a config, or dict, with its arguments in brackets."""
     config = dict(config)
-    kind = config.pop('type')
+    kind = config.pop('type', 'dict')
     arguments = (
         f'{name}={call_of(value) if isinstance(value, dict) else value}'
         for name, value in config.items()
