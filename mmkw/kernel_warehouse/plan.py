@@ -116,8 +116,13 @@ def _valid_budgets(
     def fits(budget: Ratio) -> bool:
         try:
             for name, config in configs.items():
-                shapes, ratio = kernel_shapes[name], config.cell_ratio
-                partition_kernels(shapes, budget, ratio, config.spatial_partition)
+                partition_kernels(
+                    kernel_shapes[name],
+                    budget,
+                    config.cell_ratio,
+                    config.spatial_partition,
+                    config.allocation,
+                )
         except ValueError:
             return False
         return True

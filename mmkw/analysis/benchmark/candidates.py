@@ -14,7 +14,8 @@ from mmengine.registry import Registry
 from ..configs import type_name, without_checkpoints
 
 _KW_OPTIONS = (
-    'budget', 'cell_ratio', 'attention', 'blocks_per_warehouse',
+    'budget', 'cell_ratio', 'attention', 'blocks_per_warehouse', 'sharing', 'allocation',
+    'spatial_partition',
 )  # fmt: skip
 # MMPretrain's LinearClsHead with a dynamic layer, or with dropout, which costs next to nothing.
 _HEADS = ('KWLinearClsHead', 'DynamicLinearClsHead', 'DropoutLinearClsHead')
