@@ -53,8 +53,8 @@ def test_parameters_of_ablations(path):
 def test_prints_tables(capsys):
     load_tool('analysis_tools/paper_tables').main(['--tables', '17'])
     out = capsys.readouterr().out
-    row = next(line for line in out.splitlines() if '+ KW (4x)' in line)
-    assert '| 11.38M | 11,379,382 |  | 75.92 | 92.22 |' in row
+    row = next(line for line in out.splitlines() if 'od-heads' in line)
+    assert '| 12.51M | 12,506,207 |  | 76.54 | 92.35 |' in row
     assert 'Table 1:' not in out
 
 

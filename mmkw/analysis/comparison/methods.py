@@ -89,6 +89,7 @@ METHODS: dict[str, Method] = {
     'plain': Method(),
     'KW 1x': _kw(1, ANNEALED),
     'KW 1x, no annealing': _kw(1, LEARNED),
+    'KW 1x, softmax': _kw(1, ANNEALED, attention=dict(function='softmax')),
     'KW 4x': _kw(4, ANNEALED),
     'KW 4x, no annealing': _kw(4, LEARNED),
     'DY-Conv 4x': _softmax_temperature(dict(layer=dict(type='DYConv2d'), layers=_BLOCKS)),

@@ -1,0 +1,4 @@
+_base_ = '../imagenet/kw-resnet18-1x_8xb512-300e_in1k.py'
+
+# Table 6: each mixture has a cell of its own.
+model = dict(backbone=dict(sharing='none'))

@@ -1,0 +1,4 @@
+_base_ = '../imagenet/kw-resnet18-4x_8xb512-300e_in1k.py'
+
+# Table 10: another attention function.
+model = dict(backbone=dict(attention=dict(function='softmax')))
