@@ -70,162 +70,162 @@ def _table(number: int, title: str, columns: tuple[str, ...], text: str, remark:
 
 TABLES = (
     _table(1, 'ResNet18 on ImageNet, traditional training (100 epochs)', ACCURACY, """
-        ResNet18 | 100 | resnet18 | 11.69 | 70.25 | 89.38
-        + SE | ablation100 | se-resnet18 | 11.78 | 70.98 | 90.03
-        + CBAM | ablation100 | cbam-resnet18 | 11.78 | 71.01 | 89.85
-        + ECA | ablation100 | eca-resnet18 | 11.69 | 70.60 | 89.68
-        + CGC | ablation100 | cgc-resnet18 | 11.69 | 71.60 | 90.35
-        + WeightNet | ablation100 | weightnet-resnet18 | 11.93 | 71.56 | 90.38
-        + DCD | 100 | dcd-resnet18 | 14.70 | 72.33 | 90.65
-        + CondConv (8x) | 100 | condconv-resnet18-8x | 81.35 | 71.99 | 90.27
-        + DY-Conv (4x) | 100 | dyconv-resnet18-4x | 45.47 | 72.76 | 90.79
-        + ODConv (4x) | 100 | odconv-resnet18-4x | 44.90 | 73.97 | 91.35
-        + KW (1/2x) | 100 | kw-resnet18-1d2x | 7.43 | 72.81 | 90.66
-        + KW (1x) | 100 | kw-resnet18-1x | 11.93 | 73.67 | 91.17
-        + KW (2x) | 100 | kw-resnet18-2x | 23.24 | 74.03 | 91.37
-        + KW (4x) | 100 | kw-resnet18-4x | 45.86 | 74.16 | 91.42
+  ResNet18 | 100 | resnet18 | 11.69 | 70.25 | 89.38
+  + SE | ablation100 | se-resnet18 | 11.78 | 70.98 | 90.03
+  + CBAM | ablation100 | cbam-resnet18 | 11.78 | 71.01 | 89.85
+  + ECA | ablation100 | eca-resnet18 | 11.69 | 70.60 | 89.68
+  + CGC | ablation100 | cgc-resnet18 | 11.69 | 71.60 | 90.35
+  + WeightNet | ablation100 | weightnet-resnet18 | 11.93 | 71.56 | 90.38
+  + DCD | 100 | dcd-resnet18 | 14.70 | 72.33 | 90.65
+  + CondConv (8x) | 100 | condconv-resnet18-8x | 81.35 | 71.99 | 90.27
+  + DY-Conv (4x) | 100 | dyconv-resnet18-4x | 45.47 | 72.76 | 90.79
+  + ODConv (4x) | 100 | odconv-resnet18-4x | 44.90 | 73.97 | 91.35
+  + KW (1/2x) | 100 | kw-resnet18-1d2x | 7.43 | 72.81 | 90.66
+  + KW (1x) | 100 | kw-resnet18-1x | 11.93 | 73.67 | 91.17
+  + KW (2x) | 100 | kw-resnet18-2x | 23.24 | 74.03 | 91.37
+  + KW (4x) | 100 | kw-resnet18-4x | 45.86 | 74.16 | 91.42
     """),
     _table(2, 'ResNet18, ResNet50 and ConvNeXt-Tiny on ImageNet, advanced training (300 epochs)',
            ACCURACY, """
-        ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
-        + DY-Conv (4x) | 300 | dyconv-resnet18-4x | 45.47 | 73.82 | 91.48
-        + ODConv (4x) | 300 | odconv-resnet18-4x | 44.90 | 74.45 | 91.67
-        + KW (1/4x) | 300 | kw-resnet18-1d4x | 4.08 | 72.73 | 90.83
-        + KW (1/2x) | 300 | kw-resnet18-1d2x | 7.43 | 73.33 | 91.42
-        + KW (1x) | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
-        + KW (2x) | 300 | kw-resnet18-2x | 23.24 | 75.19 | 92.18
-        + KW (4x) | 300 | kw-resnet18-4x | 45.86 | 76.05 | 92.68
-        ResNet50 | 300 | resnet50 | 25.56 | 78.44 | 94.24
-        + DY-Conv (4x) | 300 | dyconv-resnet50-4x | 100.88 | 79.00 | 94.27
-        + ODConv (4x) | 300 | odconv-resnet50-4x | 90.67 | 80.62 | 95.16
-        + KW (1/2x) | 300 | kw-resnet50-1d2x | 17.64 | 79.30 | 94.71
-        + KW (1x) | 300 | kw-resnet50-1x | 28.05 | 80.38 | 95.19
-        + KW (4x) | 300 | kw-resnet50-4x | 102.02 | 81.05 | 95.21
-        ConvNeXt-Tiny | 300 | convnext-tiny | 28.59 | 82.07 | 95.86
-        + KW (3/4x) | 300 | kw-convnext-tiny-3d4x | 24.53 | 82.23 | 95.88
-        + KW (1x) | 300 | kw-convnext-tiny-1x | 32.99 | 82.55 | 96.08
+  ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
+  + DY-Conv (4x) | 300 | dyconv-resnet18-4x | 45.47 | 73.82 | 91.48
+  + ODConv (4x) | 300 | odconv-resnet18-4x | 44.90 | 74.45 | 91.67
+  + KW (1/4x) | 300 | kw-resnet18-1d4x | 4.08 | 72.73 | 90.83
+  + KW (1/2x) | 300 | kw-resnet18-1d2x | 7.43 | 73.33 | 91.42
+  + KW (1x) | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
+  + KW (2x) | 300 | kw-resnet18-2x | 23.24 | 75.19 | 92.18
+  + KW (4x) | 300 | kw-resnet18-4x | 45.86 | 76.05 | 92.68
+  ResNet50 | 300 | resnet50 | 25.56 | 78.44 | 94.24
+  + DY-Conv (4x) | 300 | dyconv-resnet50-4x | 100.88 | 79.00 | 94.27
+  + ODConv (4x) | 300 | odconv-resnet50-4x | 90.67 | 80.62 | 95.16
+  + KW (1/2x) | 300 | kw-resnet50-1d2x | 17.64 | 79.30 | 94.71
+  + KW (1x) | 300 | kw-resnet50-1x | 28.05 | 80.38 | 95.19
+  + KW (4x) | 300 | kw-resnet50-4x | 102.02 | 81.05 | 95.21
+  ConvNeXt-Tiny | 300 | convnext-tiny | 28.59 | 82.07 | 95.86
+  + KW (3/4x) | 300 | kw-convnext-tiny-3d4x | 24.53 | 82.23 | 95.88
+  + KW (1x) | 300 | kw-convnext-tiny-1x | 32.99 | 82.55 | 96.08
     """),
     _table(3, 'Mask R-CNN on COCO', ('box AP', 'AP50', 'AP75', 'mask AP', 'AP50', 'AP75'), """
-        ResNet50 | coco | resnet50 | - | 39.6 | 61.6 | 43.3 | 36.4 | 58.7 | 38.6
-        + DY-Conv (4x) | coco | dyconv-resnet50-4x | - | 39.6 | 62.1 | 43.1 | 36.6 | 59.1 | 38.6
-        + ODConv (4x) | coco | odconv-resnet50-4x | - | 42.1 | 65.1 | 46.1 | 38.6 | 61.6 | 41.4
-        + KW (1x) | coco | kw-resnet50-1x | - | 41.8 | 64.5 | 45.9 | 38.4 | 61.4 | 41.2
-        + KW (4x) | coco | kw-resnet50-4x | - | 42.4 | 65.4 | 46.3 | 38.9 | 62.0 | 41.5
-        MobileNetV2 (1.0x) | coco | mobilenet-v2 | - | 33.8 | 55.2 | 35.8 | 31.7 | 52.4 | 33.3
-        + DY-Conv (4x) | coco | dyconv-mobilenet-v2-4x | - | 37.0 | 58.6 | 40.3 | 34.1 | 55.7 | 36.1
-        + ODConv (4x) | coco | odconv-mobilenet-v2-4x | - | 37.2 | 59.4 | 39.9 | 34.5 | 56.4 | 36.3
-        + KW (1x) | coco | kw-mobilenet-v2-1x | - | 36.4 | 58.3 | 39.2 | 33.7 | 55.1 | 35.7
-        + KW (4x) | coco | kw-mobilenet-v2-4x | - | 38.0 | 60.0 | 40.8 | 34.9 | 56.6 | 37.0
-        ConvNeXt-Tiny | coco | convnext-tiny | - | 43.4 | 65.8 | 47.7 | 39.7 | 62.6 | 42.4
-        + KW (3/4x) | coco | kw-convnext-tiny-3d4x | - | 44.1 | 66.8 | 48.4 | 40.2 | 63.6 | 43.0
-        + KW (1x) | coco | kw-convnext-tiny-1x | - | 44.8 | 67.7 | 48.9 | 40.6 | 64.4 | 43.4
+  ResNet50 | coco | resnet50 | - | 39.6 | 61.6 | 43.3 | 36.4 | 58.7 | 38.6
+  + DY-Conv (4x) | coco | dyconv-resnet50-4x | - | 39.6 | 62.1 | 43.1 | 36.6 | 59.1 | 38.6
+  + ODConv (4x) | coco | odconv-resnet50-4x | - | 42.1 | 65.1 | 46.1 | 38.6 | 61.6 | 41.4
+  + KW (1x) | coco | kw-resnet50-1x | - | 41.8 | 64.5 | 45.9 | 38.4 | 61.4 | 41.2
+  + KW (4x) | coco | kw-resnet50-4x | - | 42.4 | 65.4 | 46.3 | 38.9 | 62.0 | 41.5
+  MobileNetV2 (1.0x) | coco | mobilenet-v2 | - | 33.8 | 55.2 | 35.8 | 31.7 | 52.4 | 33.3
+  + DY-Conv (4x) | coco | dyconv-mobilenet-v2-4x | - | 37.0 | 58.6 | 40.3 | 34.1 | 55.7 | 36.1
+  + ODConv (4x) | coco | odconv-mobilenet-v2-4x | - | 37.2 | 59.4 | 39.9 | 34.5 | 56.4 | 36.3
+  + KW (1x) | coco | kw-mobilenet-v2-1x | - | 36.4 | 58.3 | 39.2 | 33.7 | 55.1 | 35.7
+  + KW (4x) | coco | kw-mobilenet-v2-4x | - | 38.0 | 60.0 | 40.8 | 34.9 | 56.6 | 37.0
+  ConvNeXt-Tiny | coco | convnext-tiny | - | 43.4 | 65.8 | 47.7 | 39.7 | 62.6 | 42.4
+  + KW (3/4x) | coco | kw-convnext-tiny-3d4x | - | 44.1 | 66.8 | 48.4 | 40.2 | 63.6 | 43.0
+  + KW (1x) | coco | kw-convnext-tiny-1x | - | 44.8 | 67.7 | 48.9 | 40.6 | 64.4 | 43.4
     """, 'The paper prints no parameters of detectors, and also AP for small, medium and large '
          'objects.'),
     _table(4, 'MobileNetV2 on ImageNet (150 epochs)', ACCURACY, """
-        MobileNetV2 (0.5x) | 150 | mobilenet-v2-w050 | 1.97 | 64.30 | 85.21
-        + DY-Conv (4x) | 150 | dyconv-mobilenet-v2-w050-4x | 4.57 | 69.05 | 88.37
-        + ODConv (4x) | 150 | odconv-mobilenet-v2-w050-4x | 4.44 | 70.01 | 89.01
-        + KW (1/2x) | 150 | kw-mobilenet-v2-w050-1d2x | 1.47 | 65.19 | 85.98
-        + KW (1x) | 150 | kw-mobilenet-v2-w050-1x | 2.85 | 68.29 | 87.93
-        + KW (4x) | 150 | kw-mobilenet-v2-w050-4x | 4.65 | 70.26 | 89.19
-        MobileNetV2 (1.0x) | 150 | mobilenet-v2-w100 | 3.50 | 72.02 | 90.43
-        + DY-Conv (4x) | 150 | dyconv-mobilenet-v2-w100-4x | 12.40 | 74.94 | 91.83
-        + ODConv (4x) | 150 | odconv-mobilenet-v2-w100-4x | 11.52 | 75.42 | 92.18
-        + KW (1/2x) | 150 | kw-mobilenet-v2-w100-1d2x | 2.65 | 72.59 | 90.71
-        + KW (1x) | 150 | kw-mobilenet-v2-w100-1x | 5.17 | 74.68 | 91.90
-        + KW (4x) | 150 | kw-mobilenet-v2-w100-4x | 11.38 | 75.92 | 92.22
+  MobileNetV2 (0.5x) | 150 | mobilenet-v2-w050 | 1.97 | 64.30 | 85.21
+  + DY-Conv (4x) | 150 | dyconv-mobilenet-v2-w050-4x | 4.57 | 69.05 | 88.37
+  + ODConv (4x) | 150 | odconv-mobilenet-v2-w050-4x | 4.44 | 70.01 | 89.01
+  + KW (1/2x) | 150 | kw-mobilenet-v2-w050-1d2x | 1.47 | 65.19 | 85.98
+  + KW (1x) | 150 | kw-mobilenet-v2-w050-1x | 2.85 | 68.29 | 87.93
+  + KW (4x) | 150 | kw-mobilenet-v2-w050-4x | 4.65 | 70.26 | 89.19
+  MobileNetV2 (1.0x) | 150 | mobilenet-v2-w100 | 3.50 | 72.02 | 90.43
+  + DY-Conv (4x) | 150 | dyconv-mobilenet-v2-w100-4x | 12.40 | 74.94 | 91.83
+  + ODConv (4x) | 150 | odconv-mobilenet-v2-w100-4x | 11.52 | 75.42 | 92.18
+  + KW (1/2x) | 150 | kw-mobilenet-v2-w100-1d2x | 2.65 | 72.59 | 90.71
+  + KW (1x) | 150 | kw-mobilenet-v2-w100-1x | 5.17 | 74.68 | 91.90
+  + KW (4x) | 150 | kw-mobilenet-v2-w100-4x | 11.38 | 75.92 | 92.22
     """),
     _table(5, 'Kernel partition', ACCURACY, """
-        ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
-        + KW (1x) | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
-        + KW (1x), without partition | ablation | kw-resnet18-1x-whole-kernels | 11.78 | 70.49 | 89.84
+  ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
+  + KW (1x) | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
+  + KW (1x), without partition | ablation | kw-resnet18-1x-whole-kernels | 11.78 | 70.49 | 89.84
     """),
     _table(6, 'Which layers share a warehouse', ACCURACY, """
-        ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
-        + KW (1x), those of a stage | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
-        + KW (1x), within each layer | ablation | kw-resnet18-1x-share-layer | 11.81 | 74.34 | 91.82
-        + KW (1x), without sharing | ablation | kw-resnet18-1x-share-none | 11.78 | 72.49 | 90.81
+  ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
+  + KW (1x), those of a stage | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
+  + KW (1x), within each layer | ablation | kw-resnet18-1x-share-layer | 11.81 | 74.34 | 91.82
+  + KW (1x), without sharing | ablation | kw-resnet18-1x-share-none | 11.78 | 72.49 | 90.81
     """),
     _table(7, 'Sharing between kernels of different dimensions', ACCURACY, """
-        ResNet50 | 300 | resnet50 | 25.56 | 78.44 | 94.24
-        + KW (1x), different ones | 300 | kw-resnet50-1x | 28.05 | 80.38 | 95.27
-        + KW (1x), equal ones only | ablation | kw-resnet50-1x-share-equal-shapes | 26.95 | 79.80 | 95.01
+  ResNet50 | 300 | resnet50 | 25.56 | 78.44 | 94.24
+  + KW (1x), different ones | 300 | kw-resnet50-1x | 28.05 | 80.38 | 95.27
+  + KW (1x), equal ones only | ablation | kw-resnet50-1x-share-equal-shapes | 26.95 | 79.80 | 95.01
     """, "Table 2 has another top-5 accuracy of KW (1x), 95.19."),
     _table(8, 'Attention functions', ACCURACY, """
-        ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
-        + KW (1x), CAF | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
-        + KW (1x), softmax | ablation | kw-resnet18-1x-softmax | 11.93 | 72.67 | 90.82
-        + KW (1x), sigmoid | ablation | kw-resnet18-1x-sigmoid | 11.93 | 72.09 | 90.70
-        + KW (1x), CAF of positive parts | ablation | kw-resnet18-1x-nonnegative | 11.93 | 72.74 | 90.86
+  ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
+  + KW (1x), CAF | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
+  + KW (1x), softmax | ablation | kw-resnet18-1x-softmax | 11.93 | 72.67 | 90.82
+  + KW (1x), sigmoid | ablation | kw-resnet18-1x-sigmoid | 11.93 | 72.09 | 90.70
+  + KW (1x), CAF of positive parts | ablation | kw-resnet18-1x-nonnegative | 11.93 | 72.74 | 90.86
     """),
     _table(9, 'Initialisation of attentions', ACCURACY, """
-        ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
-        + KW (1x) | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
-        + KW (1x), without | ablation | kw-resnet18-1x-no-annealing | 11.93 | 73.39 | 91.24
+  ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
+  + KW (1x) | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
+  + KW (1x), without | ablation | kw-resnet18-1x-no-annealing | 11.93 | 73.39 | 91.24
     """),
     _table(10, 'The attention function in other methods', ACCURACY, """
-        ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
-        + DY-Conv (4x), softmax | 300 | dyconv-resnet18-4x | 45.47 | 73.82 | 91.48
-        + DY-Conv (4x), CAF | ablation | dyconv-resnet18-4x-caf | 45.47 | 73.74 | 91.45
-        + ODConv (4x), softmax | 300 | odconv-resnet18-4x | 44.90 | 74.45 | 91.67
-        + ODConv (4x), CAF | ablation | odconv-resnet18-4x-caf | 44.90 | 74.27 | 91.62
-        + KW (1x), softmax | ablation | kw-resnet18-1x-softmax | 11.93 | 72.67 | 90.82
-        + KW (1x), CAF | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
-        + KW (4x), softmax | ablation | kw-resnet18-4x-softmax | 45.86 | 74.31 | 91.75
-        + KW (4x), CAF | 300 | kw-resnet18-4x | 45.86 | 76.05 | 92.68
+  ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
+  + DY-Conv (4x), softmax | 300 | dyconv-resnet18-4x | 45.47 | 73.82 | 91.48
+  + DY-Conv (4x), CAF | ablation | dyconv-resnet18-4x-caf | 45.47 | 73.74 | 91.45
+  + ODConv (4x), softmax | 300 | odconv-resnet18-4x | 44.90 | 74.45 | 91.67
+  + ODConv (4x), CAF | ablation | odconv-resnet18-4x-caf | 44.90 | 74.27 | 91.62
+  + KW (1x), softmax | ablation | kw-resnet18-1x-softmax | 11.93 | 72.67 | 90.82
+  + KW (1x), CAF | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
+  + KW (4x), softmax | ablation | kw-resnet18-4x-softmax | 45.86 | 74.31 | 91.75
+  + KW (4x), CAF | 300 | kw-resnet18-4x | 45.86 | 76.05 | 92.68
     """),
     _table(11, 'Vision transformers', ACCURACY, """
-        DeiT-Small | deit | deit-small | 22.06 | 79.78 | 94.99
-        + KW (3/4x) | deit | kw-deit-small-3d4x | 19.23 | 79.94 | 95.05
-        + KW (1x) | deit | kw-deit-small-1x | 24.36 | 80.63 | 95.24
-        DeiT-Tiny | deit | deit-tiny | 5.72 | 72.13 | 91.32
-        + KW (1x) | deit | kw-deit-tiny-1x | 6.39 | 73.56 | 91.82
-        + KW (4x) | deit | kw-deit-tiny-4x | 20.44 | 76.51 | 93.05
+  DeiT-Small | deit | deit-small | 22.06 | 79.78 | 94.99
+  + KW (3/4x) | deit | kw-deit-small-3d4x | 19.23 | 79.94 | 95.05
+  + KW (1x) | deit | kw-deit-small-1x | 24.36 | 80.63 | 95.24
+  DeiT-Tiny | deit | deit-tiny | 5.72 | 72.13 | 91.32
+  + KW (1x) | deit | kw-deit-tiny-1x | 6.39 | 73.56 | 91.82
+  + KW (4x) | deit | kw-deit-tiny-4x | 20.44 | 76.51 | 93.05
     """),
     _table(12, 'Speed, images/s on an NVIDIA TITAN X at batch 100', ('images/s',), """
-        ResNet50 | 300 | resnet50 | 25.56 | 647.0
-        + DY-Conv (4x) | 300 | dyconv-resnet50-4x | 100.88 | 322.7
-        + ODConv (4x) | 300 | odconv-resnet50-4x | 90.67 | 142.3
-        + KW (1/2x) | 300 | kw-resnet50-1d2x | 17.64 | 227.8
-        + KW (1x) | 300 | kw-resnet50-1x | 28.05 | 265.4
-        + KW (4x) | 300 | kw-resnet50-4x | 102.02 | 191.1
-        MobileNetV2 (1.0x) | 150 | mobilenet-v2-w100 | 3.50 | 1410.8
-        + DY-Conv (4x) | 150 | dyconv-mobilenet-v2-w100-4x | 12.40 | 862.4
-        + ODConv (4x) | 150 | odconv-mobilenet-v2-w100-4x | 11.52 | 536.5
-        + KW (1/2x) | 150 | kw-mobilenet-v2-w100-1d2x | 2.65 | 926.0
-        + KW (1x) | 150 | kw-mobilenet-v2-w100-1x | 5.17 | 798.7
-        + KW (4x) | 150 | kw-mobilenet-v2-w100-4x | 11.38 | 786.9
+  ResNet50 | 300 | resnet50 | 25.56 | 647.0
+  + DY-Conv (4x) | 300 | dyconv-resnet50-4x | 100.88 | 322.7
+  + ODConv (4x) | 300 | odconv-resnet50-4x | 90.67 | 142.3
+  + KW (1/2x) | 300 | kw-resnet50-1d2x | 17.64 | 227.8
+  + KW (1x) | 300 | kw-resnet50-1x | 28.05 | 265.4
+  + KW (4x) | 300 | kw-resnet50-4x | 102.02 | 191.1
+  MobileNetV2 (1.0x) | 150 | mobilenet-v2-w100 | 3.50 | 1410.8
+  + DY-Conv (4x) | 150 | dyconv-mobilenet-v2-w100-4x | 12.40 | 862.4
+  + ODConv (4x) | 150 | odconv-mobilenet-v2-w100-4x | 11.52 | 536.5
+  + KW (1/2x) | 150 | kw-mobilenet-v2-w100-1d2x | 2.65 | 926.0
+  + KW (1x) | 150 | kw-mobilenet-v2-w100-1x | 5.17 | 798.7
+  + KW (4x) | 150 | kw-mobilenet-v2-w100-4x | 11.38 | 786.9
     """, 'For speeds and memory measured with this code see [Memory and speed](memory_speed.md).'),
     _table(13, 'Which cells mixtures start from', ACCURACY, """
-        ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
-        + KW (1x), 1 cell to 1 mixture | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
-        + KW (1x), all cells to 1 mixture | ablation | kw-resnet18-1x-all-to-one | 11.93 | 73.36 | 91.41
-        + KW (1x), without | ablation | kw-resnet18-1x-no-annealing | 11.93 | 73.39 | 91.24
-        + KW (4x), 1 cell to 1 mixture | 300 | kw-resnet18-4x | 45.86 | 76.05 | 92.68
-        + KW (4x), 4 cells to 1 mixture | ablation | kw-resnet18-4x-four-to-one | 45.86 | 76.03 | 92.53
-        + KW (1/2x), 1 cell to 1 mixture | 300 | kw-resnet18-1d2x | 7.43 | 73.33 | 91.42
-        + KW (1/2x), 1 cell to 2 mixtures | ablation | kw-resnet18-1d2x-one-to-two | 7.43 | 72.89 | 91.34
+  ResNet18 | 300 | resnet18 | 11.69 | 70.44 | 89.72
+  + KW (1x), 1 cell to 1 mixture | 300 | kw-resnet18-1x | 11.93 | 74.77 | 92.13
+  + KW (1x), all cells to 1 mixture | ablation | kw-resnet18-1x-all-to-one | 11.93 | 73.36 | 91.41
+  + KW (1x), without | ablation | kw-resnet18-1x-no-annealing | 11.93 | 73.39 | 91.24
+  + KW (4x), 1 cell to 1 mixture | 300 | kw-resnet18-4x | 45.86 | 76.05 | 92.68
+  + KW (4x), 4 cells to 1 mixture | ablation | kw-resnet18-4x-four-to-one | 45.86 | 76.03 | 92.53
+  + KW (1/2x), 1 cell to 1 mixture | 300 | kw-resnet18-1d2x | 7.43 | 73.33 | 91.42
+  + KW (1/2x), 1 cell to 2 mixtures | ablation | kw-resnet18-1d2x-one-to-two | 7.43 | 72.89 | 91.34
     """),
     _table(16, 'Memory in MB: training at batch 128 (ResNet50) or 32, inference at batch 100',
            ('training', 'inference'), """
-        ResNet50 | 300 | resnet50 | 25.56 | 11,084 | 1,249
-        + DY-Conv (4x) | 300 | dyconv-resnet50-4x | 100.88 | 24,552 | 2,062
-        + ODConv (4x) | 300 | odconv-resnet50-4x | 90.67 | 31,892 | 5,405
-        + KW (1/2x) | 300 | kw-resnet50-1d2x | 17.64 | 23,323 | 2,121
-        + KW (1x) | 300 | kw-resnet50-1x | 28.05 | 23,231 | 2,200
-        + KW (4x) | 300 | kw-resnet50-4x | 102.02 | 24,905 | 2,762
-        MobileNetV2 (1.0x) | 150 | mobilenet-v2-w100 | 3.50 | 2,486 | 1,083
-        + DY-Conv (4x) | 150 | dyconv-mobilenet-v2-w100-4x | 12.40 | 2,924 | 1,151
-        + ODConv (4x) | 150 | odconv-mobilenet-v2-w100-4x | 11.52 | 4,212 | 1,323
-        + KW (1/2x) | 150 | kw-mobilenet-v2-w100-1d2x | 2.65 | 3,002 | 1,076
-        + KW (1x) | 150 | kw-mobilenet-v2-w100-1x | 5.17 | 2,823 | 1,096
-        + KW (4x) | 150 | kw-mobilenet-v2-w100-4x | 11.38 | 2,916 | 1,144
+  ResNet50 | 300 | resnet50 | 25.56 | 11,084 | 1,249
+  + DY-Conv (4x) | 300 | dyconv-resnet50-4x | 100.88 | 24,552 | 2,062
+  + ODConv (4x) | 300 | odconv-resnet50-4x | 90.67 | 31,892 | 5,405
+  + KW (1/2x) | 300 | kw-resnet50-1d2x | 17.64 | 23,323 | 2,121
+  + KW (1x) | 300 | kw-resnet50-1x | 28.05 | 23,231 | 2,200
+  + KW (4x) | 300 | kw-resnet50-4x | 102.02 | 24,905 | 2,762
+  MobileNetV2 (1.0x) | 150 | mobilenet-v2-w100 | 3.50 | 2,486 | 1,083
+  + DY-Conv (4x) | 150 | dyconv-mobilenet-v2-w100-4x | 12.40 | 2,924 | 1,151
+  + ODConv (4x) | 150 | odconv-mobilenet-v2-w100-4x | 11.52 | 4,212 | 1,323
+  + KW (1/2x) | 150 | kw-mobilenet-v2-w100-1d2x | 2.65 | 3,002 | 1,076
+  + KW (1x) | 150 | kw-mobilenet-v2-w100-1x | 5.17 | 2,823 | 1,096
+  + KW (4x) | 150 | kw-mobilenet-v2-w100-4x | 11.38 | 2,916 | 1,144
     """),
     _table(17, 'KernelWarehouse with the heads of ODConv', ACCURACY, """
-        MobileNetV2 (1.0x) | 150 | mobilenet-v2-w100 | 3.50 | 72.02 | 90.43
-        + ODConv (4x) | 150 | odconv-mobilenet-v2-w100-4x | 11.52 | 75.42 | 92.18
-        + KW (4x) | 150 | kw-mobilenet-v2-w100-4x | 11.38 | 75.92 | 92.22
-        + KW* (4x) | ablation150 | kw-mobilenet-v2-w100-4x-od-heads | 12.51 | 76.54 | 92.35
+  MobileNetV2 (1.0x) | 150 | mobilenet-v2-w100 | 3.50 | 72.02 | 90.43
+  + ODConv (4x) | 150 | odconv-mobilenet-v2-w100-4x | 11.52 | 75.42 | 92.18
+  + KW (4x) | 150 | kw-mobilenet-v2-w100-4x | 11.38 | 75.92 | 92.22
+  + KW* (4x) | ablation150 | kw-mobilenet-v2-w100-4x-od-heads | 12.51 | 76.54 | 92.35
     """),
 )  # fmt: skip
 
