@@ -1,5 +1,7 @@
 """Files appear whole, or stay as they were."""
 
+import os
+
 import pytest
 
 from mmkw.files import whole_file, write_whole
@@ -51,8 +53,9 @@ def test_the_file_behind_a_link_is_replaced(tmp_path):
     assert set(tmp_path.iterdir()) == {path, link.parent}
 
 
-def test_devices_and_folders_are_refused(tmp_path):
-    for path in ('/dev/null', tmp_path):
+def test_pipes_and_folders_are_refused(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    for path in (tmp_path / 'pipe', tmp_path):
         with pytest.raises(OSError, match='not an ordinary file'):
             write_whole('', path)
     (tmp_path / 'loop').symlink_to('loop')

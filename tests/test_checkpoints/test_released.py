@@ -287,15 +287,6 @@ def test_checkpoint_of_another_depth_or_budget_is_refused(released_file, tmp_pat
         backbone.init_weights()
 
 
-def test_plain_checkpoint_is_refused(tmp_path):
-    plain = MODELS.build(dict(type='KWResNet', depth=18, budget=None))
-    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'plain.pth'))
-    backbone = MODELS.build(dict(type='KWResNet', depth=18, init_cfg=init_cfg))
-    with pytest.raises(ValueError, match=r'layer1.0.conv1.weight.*KernelWarehouse'):
-        backbone.init_weights()
-
-
 def drop(start):
     """An edit that removes the tensors whose names start so."""
 

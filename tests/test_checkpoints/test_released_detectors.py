@@ -196,7 +196,7 @@ DAMAGES = {
     'no heads': (without('roi_head.mask_head.'), r'roi_head\.mask_head\.convs\.0\.conv\.weight'),
     'heads of MMDetection 1': (
         as_in_mmdetection_1,
-        r'Missing .*roi_head\.bbox_head\.fc_cls\.weight',
+        r'the model has no bbox_head\.fc_cls\.weight',
     ),
     'other classes': (
         put(roi_head__bbox_head__fc_cls__bias=(21,)),

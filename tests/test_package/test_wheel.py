@@ -31,6 +31,7 @@ open('config.py', 'w').write(f"_base_ = 'mmkw::imagenet/{name}.py'")
 by_base = Config.fromfile('config.py')
 model = get_model(name)
 classified = ImageClassificationInferencer(name)(np.zeros((64, 64, 3), np.uint8))[0]
+print()  # The progress bar leaves the line open.
 print(json.dumps(dict(
     package=mmkw.__file__,
     listed=list_models('kw-resnet18-*300e'),
