@@ -7,6 +7,7 @@ the identity is added. These networks have static kernels; the paper's Table 1 c
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -76,7 +77,7 @@ class ConvolutionalBlockAttention(nn.Module):
 
 
 # Without the divisor, MMPretrain rounds the hidden channels up to a multiple of 8.
-RECALIBRATIONS = {
+RECALIBRATIONS: dict[str, Callable[..., nn.Module]] = {
     'SE': partial(SELayer, divisor=1),
     'CBAM': ConvolutionalBlockAttention,
     'ECA': EfficientChannelAttention,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmpretrain.models import ResNet
@@ -100,7 +100,7 @@ def identify_odconv(names: Mapping[str, str], released: Mapping[str, Tensor]) ->
     return ODConvNetwork(backbone, out_indices, _targets(names, rules), configs)
 
 
-def _targets(names: Mapping[str, str], rules: list[tuple[str, str]]) -> dict[str, str]:
+def _targets(names: Mapping[str, str], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
     targets = {}
     for name, short in names.items():
         target = rename(short.replace('.attention.bn.', '.attention.norm.'), rules)
