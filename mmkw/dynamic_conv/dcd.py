@@ -22,7 +22,8 @@ from torch.fx import Proxy
 
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer, DynamicLinear, IntOrTuple
-from ..sample_conv.routes import add_bias, as_maps
+from ..sample_conv.mixing import scale_maps
+from ..sample_conv.routes import add_bias
 
 _CLASSIFIER_LATENT = 32
 
@@ -187,7 +188,7 @@ class DCDConv2d(_DCDLayer, DynamicConvNd):
         self.check_batch(x, math.prod(sparse.shape[2:]))
         phi, scale = self.attention(F.adaptive_avg_pool2d(x, 2).flatten(1))
         y = F.conv2d(self.pad(x), self.weight, None, self.stride, self.conv_padding, self.dilation)
-        y = y * as_maps(scale, y)
+        y = scale_maps(y, scale)
         y = y + self.residual(sparse.flatten(2), phi).view_as(y)
         return add_bias(y, self.bias)
 

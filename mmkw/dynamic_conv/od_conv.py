@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from ..sample_conv.layer import IntOrTuple
-from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels
-from ..sample_conv.routes import add_bias, as_maps, dynamic_conv
+from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels, scale_maps
+from ..sample_conv.routes import add_bias, dynamic_conv
 from ..sample_conv.temperature import AnnealedModule
 from .kernel_bank import KernelBankConv2d, kernel_attention, temperature_of
 
@@ -175,14 +175,18 @@ class ODConv2d(KernelBankConv2d):
 
     def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
         factors = self.attention(pooled)
-        x = x * as_maps(factors.channel, x)
         if factors.kernel is None and factors.spatial is None:
+            x = scale_maps(x, factors.channel)
             y = F.conv2d(x, self.weight[0].to(x.dtype), **geometry)
-        else:
-            y = dynamic_conv(x, self._mixture(factors), **geometry)
-        if factors.filter is not None:
-            y = y * as_maps(factors.filter, y)
-        return add_bias(y, self.bias)
+            return add_bias(scale_maps(y, factors.filter), self.bias)
+        return dynamic_conv(
+            x,
+            self._mixture(factors),
+            self.bias,
+            input_scale=factors.channel,
+            output_scale=factors.filter,
+            **geometry,
+        )
 
     def sample_kernels(self, pooled: Tensor) -> Tensor:
         """The kernels for the pooled input, with the factors of input and output channels."""

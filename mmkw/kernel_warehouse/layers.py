@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..sample_conv.layer import DynamicConvNd, DynamicLinear, IntOrTuple
 from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels
-from ..sample_conv.routes import add_bias, as_maps, dynamic_conv
+from ..sample_conv.routes import dynamic_conv
 from .attention import AttentionConfig, AttentionOptions, KernelAttention
 from .folding import FoldableLayer
 from .partition import CellRatio, KernelPartition, Ratio, partition_kernels
@@ -122,8 +122,9 @@ class KWLayer(FoldableLayer):
         hidden = self.attention.hidden(pooled)
         channel, filters, spatial = self.attention.od_factors(hidden)
         spatial = None if spatial is None else spatial.to(self.warehouse.cells.dtype)
-        y = dynamic_conv(x * as_maps(channel, x), self._mixture(hidden, spatial), **geometry)
-        return add_bias(y * as_maps(filters, y), self.bias)
+        mixture = self._mixture(hidden, spatial)
+        scales = dict(input_scale=channel, output_scale=filters)
+        return dynamic_conv(x, mixture, self.bias, **scales, **geometry)
 
     def sample_kernels(self, pooled: Tensor) -> Tensor:
         if self.attention is None or self.attention.channel_fc is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .convolution import convolve, convolve_backward, convolve_kernels, is_channels_last
-from .mixing import KernelLayout, assemble_kernels, scale_positions
+from .mixing import KernelLayout, assemble_kernels, scale_maps, scale_positions
 
 # Bytes of kernels in a block. Measured on two cores: larger ones leave the cache, and from 32 MiB
 # on the C library takes fresh memory from the kernel, page by page, for each of them.
@@ -29,29 +29,33 @@ class BlockwiseConv(torch.autograd.Function):
     """Each sample's convolution with kernels that are assembled when they are needed.
 
     With ``g`` the gradient of the mixtures ``(N, m, c_out c_in ...)`` and ``e`` the bank, those of
-    coefficients and bank are ``g e^T`` and ``alpha^T g``, summed over the samples.
+    coefficients and bank are ``g e^T`` and ``alpha^T g``, summed over the samples. With factors
+    ``s`` of the output channels and ``G`` the gradient of the kernels ``K`` without them, those of
+    factors and kernels are ``<K, G>`` for each channel, and ``s G``, so that neither the scaled
+    input nor the output before the factors is kept.
 
     Where the backward pass is itself differentiated, it goes through the readable reference.
     """
 
     @staticmethod
     def forward(
-        ctx, x, coefficients, bank, position_scale, layout, groups, stride, padding, dilation
+        ctx, x, coefficients, bank, position_scale, input_scale, output_scale, layout, groups,
+        stride, padding, dilation,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, coefficients, bank, position_scale)
+        ctx.save_for_backward(x, coefficients, bank, position_scale, input_scale, output_scale)
         ctx.layout, ctx.groups, ctx.geometry = layout, groups, (stride, padding, dilation)
 
         def assemble(some: slice, rows: slice) -> Tensor:
             kernels = assemble_rows(coefficients[some], bank[:, rows].contiguous(), layout)
             return scale_positions(kernels, _some(position_scale, some))
 
-        c_out = bank.shape[1]
+        x, c_out = scale_maps(x, input_scale), bank.shape[1]
         y = convolve_blocks(
             x, assemble, c_out, rows_per_block(x, c_out, layout, groups), layout, groups,
             ctx.geometry,
         )  # fmt: skip
         ctx.dtype = y.dtype
-        return y
+        return scale_maps(y, output_scale)
 
     @staticmethod
     def backward(ctx, grad_y):
@@ -66,9 +70,10 @@ def _differentiable_backward(ctx, grad_y) -> list[Tensor | None]:
         None if tensor is None else tensor.view_as(tensor).to(ctx.dtype)
         for tensor in ctx.saved_tensors
     ]
-    x, coefficients, bank, position_scale = inputs
+    x, coefficients, bank, position_scale, input_scale, output_scale = inputs
     kernels = assemble_kernels(coefficients, bank, ctx.layout, position_scale)
-    y = convolve_kernels(x, kernels, ctx.groups, *ctx.geometry)
+    y = convolve_kernels(scale_maps(x, input_scale), kernels, ctx.groups, *ctx.geometry)
+    y = scale_maps(y, output_scale)
     needed = ctx.needs_input_grad[: len(inputs)]
     wanted = [tensor for tensor, needs in zip(inputs, needed) if needs]
     grads = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
@@ -78,15 +83,17 @@ def _differentiable_backward(ctx, grad_y) -> list[Tensor | None]:
 def _backward(ctx, grad_y) -> list[Tensor | None]:
     inputs = ctx.saved_tensors
     # What autocast computed with, which is not on in the backward pass.
-    x, coefficients, bank, position_scale = (
+    x, coefficients, bank, position_scale, input_scale, output_scale = (
         None if tensor is None else tensor.to(ctx.dtype) for tensor in inputs
     )
-    grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+    scaled_x = scale_maps(x, input_scale)
+    needs_x = ctx.needs_input_grad[0] or input_scale is not None
+    grad_x = torch.empty_like(x) if needs_x else None
     # Half precision would lose small summands.
     sums = torch.promote_types(bank.dtype, torch.float32)
-    grad_coefficients, grad_bank, grad_scale = (
+    grad_coefficients, grad_bank, grad_scale, grad_output_scale = (
         None if tensor is None else torch.empty(tensor.shape, dtype=sums, device=x.device)
-        for tensor in (coefficients, bank, position_scale)
+        for tensor in (coefficients, bank, position_scale, output_scale)
     )
     c_out = bank.shape[1]
     num_rows = rows_per_block(x, c_out, ctx.layout, ctx.groups)
@@ -97,10 +104,19 @@ def _backward(ctx, grad_y) -> list[Tensor | None]:
         grad_block = _of_rows(grad_y[some], c_out, rows).reshape(
             len(kernels), kernels.shape[1], *grad_y.shape[2:]
         )
+        scaled = scale_positions(kernels, scale)
+        factors = None
+        if output_scale is not None:
+            factors = _of_rows(output_scale[some], c_out, rows).flatten(1)
         grad_kernels, of_x = convolve_backward(
-            grad_block, x[some], scale_positions(kernels, scale), ctx.groups, *ctx.geometry,
+            grad_block, scaled_x[some], scale_maps(scaled, factors), ctx.groups, *ctx.geometry,
             grad_x is not None,
         )  # fmt: skip
+        if factors is not None:
+            of_factors = (grad_kernels * scaled).flatten(2).sum(dim=2, dtype=sums)
+            target = _of_rows(grad_output_scale[some], c_out, rows)
+            target.copy_(of_factors.view_as(target))
+            grad_kernels = scale_maps(grad_kernels, factors)
         if scale is not None:
             of_scale = (grad_kernels * kernels).flatten(3).sum(dim=(1, 2), dtype=sums)
             _put(grad_scale[some], of_scale, is_first=rows.start == 0)
@@ -112,7 +128,13 @@ def _backward(ctx, grad_y) -> list[Tensor | None]:
         _put(grad_bank[:, rows], of_bank, is_first=some.start == 0)
         if grad_x is not None:
             _put(grad_x[some], of_x, is_first=rows.start == 0)
-    grads = (grad_x, grad_coefficients, grad_bank, grad_scale)
+    grad_input_scale = None
+    if input_scale is not None:
+        grad_input_scale = (grad_x * x).flatten(2).sum(dim=2, dtype=sums)
+        grad_x = scale_maps(grad_x, input_scale)
+    grads = (
+        grad_x, grad_coefficients, grad_bank, grad_scale, grad_input_scale, grad_output_scale
+    )  # fmt: skip
     return [g if g is None else g.to(tensor.dtype) for g, tensor in zip(grads, inputs)]
 
 

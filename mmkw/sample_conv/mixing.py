@@ -127,6 +127,11 @@ def scale_channels(kernels: Tensor, channel: Tensor, filters: Tensor | None, gro
     return kernels if filters is None else kernels * filters.view(len(kernels), -1, 1, *ones)
 
 
+def scale_maps(x: Tensor, factors: Tensor | None) -> Tensor:
+    """Multiply maps, ``(N, channels, *size)``, by a factor for each channel, ``(N, channels)``."""
+    return x if factors is None else x * factors.to(x.dtype)[(..., *[None] * (x.dim() - 2))]
+
+
 def scale_positions(kernels: Tensor, position_scale: Tensor | None) -> Tensor:
     """Multiply kernels, ``(N, out, in, *size)``, by a factor for each spatial position."""
     if position_scale is None:

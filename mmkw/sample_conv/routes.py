@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from .bank_responses import can_mix_responses, mix_responses
 from .blockwise import BlockwiseConv
 from .convolution import CONVOLUTIONS, convolve_kernels
-from .mixing import Mixture, assemble_kernels
+from .mixing import Mixture, assemble_kernels, scale_maps
 from .unfolded import convolve_matrices, mix_matrices
 
 ROUTES = ('reference', 'blockwise', 'bank_responses', 'unfolded')
@@ -56,6 +56,8 @@ def dynamic_conv(
     padding: Sequence[int] = (0,),
     dilation: Sequence[int] = (1,),
     groups: int = 1,
+    input_scale: Tensor | None = None,
+    output_scale: Tensor | None = None,
 ) -> Tensor:
     """Convolve each sample with its own kernel.
 
@@ -65,6 +67,9 @@ def dynamic_conv(
         bias: static, shape ``(out_channels,)``.
         stride, padding, dilation, groups: as in ``torch.nn.functional.conv2d``, one number per
             spatial dimension.
+        input_scale, output_scale: factors for the channels of each sample before and after the
+            convolution, ``(N, in_channels)`` and ``(N, out_channels)``. The blockwise route does
+            not keep what they were multiplied with. Default to ``None``, all 1.
 
     Returns:
         Shape ``(N, out_channels, *out_size)``.
@@ -73,26 +78,32 @@ def dynamic_conv(
     coefficients, bank, layout, position_scale = mixture
     if _forced_route == 'unfolded':
         matrices = mix_matrices(mixture, groups)
+        x = scale_maps(x, input_scale)
         y = convolve_matrices(x, matrices, layout.kernel_shape[2:], **geometry)
-        return add_bias(y, bias)
+        return add_bias(scale_maps(y, output_scale), bias)
     if x.shape[0] == 0:
         # RoI heads see empty batches. One kernel of zeros keeps the shapes and the graph.
         if position_scale is not None:
             position_scale = position_scale.sum(0, keepdim=True)
         kernels = assemble_kernels(coefficients.sum(0, keepdim=True), bank, layout, position_scale)
-        return CONVOLUTIONS[x.dim() - 2](x, kernels[0], bias, groups=groups, **geometry)
+        x = scale_maps(x, input_scale)
+        y = CONVOLUTIONS[x.dim() - 2](x, kernels[0], groups=groups, **geometry)
+        return add_bias(scale_maps(y, output_scale), bias)
 
     x, geometry = skip_unread_pixels(x, layout.kernel_shape, geometry)
     route = choose_route(x, mixture, groups)
+    if route == 'blockwise':
+        y = BlockwiseConv.apply(
+            x, coefficients, bank, position_scale, input_scale, output_scale, layout, groups,
+            *geometry.values(),
+        )  # fmt: skip
+        return add_bias(y, bias)
+    x = scale_maps(x, input_scale)
     if route == 'bank_responses':
         y = mix_responses(x, coefficients, bank, layout, **geometry)
-    elif route == 'blockwise':
-        y = BlockwiseConv.apply(
-            x, coefficients, bank, position_scale, layout, groups, *geometry.values()
-        )
     else:
         y = convolve_kernels(x, assemble_kernels(*mixture), groups, **geometry)
-    return add_bias(y, bias)
+    return add_bias(scale_maps(y, output_scale), bias)
 
 
 def skip_unread_pixels(
@@ -108,11 +119,6 @@ def skip_unread_pixels(
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - 2))
-
-
-def as_maps(factors: Tensor, x: Tensor) -> Tensor:
-    """Factors of channels, ``(N, channels)``, in the type of ``x`` and for its positions."""
-    return factors.to(x.dtype)[(..., *[None] * (x.dim() - 2))]
 
 
 def choose_route(x: Tensor, mixture: Mixture, groups: int) -> str:

@@ -16,6 +16,9 @@ LAYERS = {
     'dense': lambda: KWConv2d(16, 32, 3, stride=2, padding=1, cell_ratio=0.5),
     'pointwise': lambda: KWConv2d(16, 32, 1, stride=2, cell_ratio=0.5),
     'depthwise': lambda: KWConv2d(16, 16, 3, padding=1, groups=16, bias=False),
+    'factors': lambda: KWConv2d(
+        16, 32, 3, padding=1, groups=2, cell_ratio=0.5, attention=dict(od_heads=True)
+    ),
     'linear': lambda: KWLinear(16, 32, cell_ratio=0.5),
 }
 
