@@ -38,9 +38,8 @@ class KWStartHook(KWTemperatureHook):
     def anneals(self, module: AnnealedModule) -> bool:
         return starts_from_plain(module) or module.loaded_temperature != self._range.learned
 
-    def before_train(self, runner: Runner) -> None:
-        """Choose, and say so."""
-        super().before_train(runner)
+    def _prepare(self, runner: Runner) -> None:
+        super()._prepare(runner)
         names = {module: name for name, module in runner.model.named_modules()}
         starts: dict[str, list[str]] = {}
         for module in [*self._held, *self._annealed]:

@@ -23,10 +23,33 @@ class TemperatureHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Find the layers with a temperature in the model and of its moving averages.
 
+        Tools that only draw a schedule run the hooks of a config with a small model in the place of
+        the config's. There the hook warns and does nothing.
+
         Raises:
             ValueError: if the model has no layers with a temperature, or those of two methods, or
                 if two hooks would set the temperature; see also :func:`check_start`.
         """
+        is_annealed = any(isinstance(m, AnnealedModule) for m in runner.model.modules())
+        self._is_idle = not is_annealed and 'model' not in runner.cfg
+        if self._is_idle:
+            runner.logger.warning(
+                f'mmkw: {type(self).__name__} does nothing: {type(runner.model).__name__} has no '
+                f'layers with a temperature, and was not built from a config.'
+            )
+        else:
+            self._prepare(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Set the temperature of the iteration that begins."""
+        if not self._is_idle:
+            self._set(runner, self.temperature(runner))
+
+    def temperature(self, runner: Runner) -> float:
+        """That of the modules that are annealed, in the iteration that begins."""
+        return self._range.learned
+
+    def _prepare(self, runner: Runner) -> None:
         rivals = [type(hook).__name__ for hook in runner.hooks if isinstance(hook, TemperatureHook)]
         if len(rivals) > 1:
             raise ValueError(
@@ -116,9 +139,8 @@ class KWTemperatureHook(TemperatureHook):
     def anneals(self, module: AnnealedModule) -> bool:
         return True
 
-    def before_train(self, runner: Runner) -> None:
-        """Find the layers with a temperature and the length of annealing."""
-        super().before_train(runner)
+    def _prepare(self, runner: Runner) -> None:
+        super()._prepare(runner)
         for name in ('begin', 'end'):
             self._range.check(f'{name} of KWTemperatureHook', getattr(self, name))
         if self.epochs is None:
@@ -131,13 +153,11 @@ class KWTemperatureHook(TemperatureHook):
                 f'epochs, but got {type(runner.train_loop).__name__}; give iters instead'
             )
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Set the temperature of the iteration that begins."""
+    def temperature(self, runner: Runner) -> float:
         step = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         iteration = math.ceil((runner.iter + 1) / step) * step
         progress = min(iteration / self._last_iter, 1)
-        value = self.begin + (self.end - self.begin) * progress
-        self._set(runner, value)
+        return self.begin + (self.end - self.begin) * progress
 
 
 @HOOKS.register_module()
@@ -156,14 +176,9 @@ class KWDisableAttentionInitHook(TemperatureHook):
     def anneals(self, module: AnnealedModule) -> bool:
         return False
 
-    def before_train(self, runner: Runner) -> None:
-        """Set the temperature, after any checkpoint was loaded."""
-        super().before_train(runner)
+    def _prepare(self, runner: Runner) -> None:
+        super()._prepare(runner)
         self._set(runner, self._range.learned)
         runner.logger.info(
             f'mmkw: the temperature is held at {self._range.learned:g} (learned attentions).'
         )
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Hold it there."""
-        self._set(runner, self._range.learned)

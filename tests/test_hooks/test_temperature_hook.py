@@ -2,8 +2,12 @@
 
 import json
 import logging
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
+import mmpretrain
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -11,6 +15,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import ROOT, environment
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -285,9 +290,31 @@ def test_methods_with_other_temperatures_do_not_mix(tmp_path):
 
 def test_a_model_without_kw_layers_is_refused(tmp_path):
     for hook in (dict(type='KWTemperatureHook', epochs=1), dict(type='KWDisableAttentionInitHook')):
-        runner = make_runner(tmp_path, [hook], layer=nn.Conv2d(4, 4, 3))
+        config = dict(cfg=dict(model=dict(type='Network')))
+        runner = make_runner(tmp_path, [hook], layer=nn.Conv2d(4, 4, 3), **config)
         with pytest.raises(ValueError, match='Network has no layers with a temperature'):
             runner.train()
+
+
+def test_a_stand_in_for_the_model_of_a_config_is_let_through(tmp_path):
+    """Without a config, as tools do that only draw schedules."""
+    for name in ('KWTemperatureHook', 'KWStartHook'):
+        runner = make_runner(tmp_path, [dict(type=name, epochs=1)], 1, nn.Conv2d(4, 4, 3))
+        runner.train()
+        (log,) = (tmp_path / runner.timestamp).glob('*.log')
+        assert f'mmkw: {name} does nothing: Network has no layers' in log.read_text()
+
+
+@pytest.mark.slow
+def test_mmpretrain_draws_the_schedule_of_a_config(tmp_path):
+    tool = Path(mmpretrain.__file__).parent / '.mim/tools/visualization/vis_scheduler.py'
+    config = ROOT / 'configs/imagenet/kw-resnet18-1x_8xb512-300e_in1k.py'
+    options = ['--not-show', '--dataset-size', '1100', '--ngpus', '1', '--save-path', 'lr.png']
+    subprocess.run(
+        [sys.executable, tool, config, *options],
+        check=True, cwd=tmp_path, env=environment(tmp_path),
+    )  # fmt: skip
+    assert (tmp_path / 'lr.png').is_file()
 
 
 def test_epochs_need_a_loop_that_counts_them(tmp_path):
