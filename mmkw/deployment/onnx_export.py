@@ -166,7 +166,8 @@ def compare_onnx(
             raise ValueError(
                 f'the exported network does not run on images of shape {tuple(shape)}; where maps '
                 f'shrink to a single pixel in the example, it fixes the size, so export with a '
-                f'larger one. ONNX Runtime says: {failure}'
+                f'larger one; networks with position embeddings need a fixed size (--fixed-size, '
+                f'or dynamic_size=False). ONNX Runtime says: {failure}'
             ) from failure
         worst = max(_error(torch.from_numpy(a), e) for a, e in zip(actual, expected))
         results.append(Comparison(tuple(shape), worst, onnx_seconds, torch_seconds))
