@@ -6,6 +6,7 @@ config with a base) is built. Shell blocks are run in the repository. A block af
 """
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -64,7 +65,7 @@ def test_python_blocks(page, tmp_path, monkeypatch):
 )
 def test_shell_blocks_run(page, code, tmp_path):
     lines = [line.removeprefix('$ ') for line in code.splitlines()]
-    script = '\n'.join(lines).replace('python ', f'{sys.executable} ')
+    script = '\n'.join(lines).replace('python ', f'{shlex.quote(sys.executable)} ')
     done = subprocess.run(
         ['bash', '-ec', script], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True
     )
