@@ -107,7 +107,8 @@ def trace_layers(network: nn.Module, inputs: Inputs) -> dict[str, LayerTrace]:
         shapes = ', '.join(str(tuple(tensor.shape)) for tensor in tensors)
         raise ValueError(
             f'{type(network).__name__} cannot run on inputs of shape {shapes} '
-            f'({type(error).__name__}: {error}); plan it on the input shape that it is made for'
+            f'({type(error).__name__}: {error}); plan it on images that it is made for, '
+            f'with input_shape=(channels, height, width)'
         ) from error
     finally:
         for hook in hooks:
