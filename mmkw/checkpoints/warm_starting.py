@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..backbones.vision_transformer import SplitQKV
 from ..kernel_warehouse.attention import KernelAttention
 from ..kernel_warehouse.layers import KWLayer
-from ..kernel_warehouse.partition import KernelPartition
 from ..kernel_warehouse.warehouse import Warehouse
 from ..sample_conv.replacing import some_of
 from .loading import load_checkpoint
@@ -162,24 +161,6 @@ def convert_plain(
     if dst is not None:
         save_checkpoint(checkpoint, dst)
     return checkpoint, result
-
-
-def cut_kernel(kernel: Tensor, partition: KernelPartition, cell_shape: Sequence[int]) -> Tensor:
-    """Cut a kernel into the blocks that its mixtures fill: :func:`assemble_kernels` undone.
-
-    Args:
-        kernel: shape ``(out_channels, in_channels / groups, *kernel_size)``.
-        partition: where the mixtures stand in it.
-        cell_shape: ``(c_out, c_in, *spatial)``.
-
-    Returns:
-        Shape ``(m, c_out, c_in, *spatial)``, in the order of the mixtures.
-    """
-    positions, out_groups, in_groups = partition.grid
-    c_out, c_in = cell_shape[:2]
-    # The kernel size is made up of positions or of the cells' own spatial size, never of both.
-    blocks = kernel.reshape(out_groups, c_out, in_groups, c_in, positions, -1)
-    return blocks.permute(4, 0, 2, 1, 3, 5).reshape(partition.num_mixtures, *cell_shape)
 
 
 def _named_modules(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -437,7 +418,7 @@ def _fill(
         partition = layers[layer].partition
         cells_name = f'{warehouses[layers[layer].warehouse]}.cells'
         cells, initial = state_dict[cells_name], partition.initial_cells
-        cells[list(initial)] = cut_kernel(value, partition, cells.shape[1:]).to(cells)
+        cells[list(initial)] = partition.cut(value, cells.shape[1:]).to(cells)
         return f'{cells_name}: {len(initial)} cells, {initial[0]} to {initial[-1]}'
 
     destinations = {}

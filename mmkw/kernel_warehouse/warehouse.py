@@ -61,10 +61,8 @@ class Warehouse(BankModule, AnnealedModule):
             partition: of one of the layers that use this warehouse; every mixture starts from a
                 cell.
         """
-        cell_shape = self.cells.shape[1:]
-        (blocks,) = partition.collect(kernel[None], cell_shape)
-        cells = blocks.reshape(-1, *cell_shape)
-        self.cells[list(partition.initial_cells)] = cells.to(self.cells)
+        blocks = partition.cut(kernel, self.cells.shape[1:])
+        self.cells[list(partition.initial_cells)] = blocks.to(self.cells)
         self.temperature.fill_(self.temperature_range.plain)
         self.awaits_annealing = True
 

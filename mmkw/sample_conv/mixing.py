@@ -60,6 +60,18 @@ class KernelLayout:
         blocks = blocks.permute([order.index(i) for i in range(len(order))])
         return blocks.reshape(kernels.shape[0], self.num_mixtures, -1)
 
+    def cut(self, kernel: Tensor, cell_shape: Sequence[int]) -> Tensor:
+        """Cut one kernel into the blocks that its mixtures fill: :meth:`place` undone.
+
+        Args:
+            kernel: shape ``(out_channels, in_channels / groups, *kernel_size)``.
+            cell_shape: ``(c_out, c_in, *spatial)``.
+
+        Returns:
+            Shape ``(m, c_out, c_in, *spatial)``, in the order of the mixtures.
+        """
+        return self.collect(kernel[None], cell_shape).reshape(-1, *cell_shape)
+
     def _axes(self, cell_shape: Sequence[int]) -> tuple[list[int], list[int]]:
         """The axes of mixtures, and their order in kernels.
 

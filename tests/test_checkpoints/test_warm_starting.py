@@ -18,7 +18,7 @@ import mmkw
 from mmkw.backbones import KWConvNeXt, KWMobileNetV2, KWResNet
 from mmkw.backbones.vision_transformer import KWVisionTransformer
 from mmkw.checkpoints import load_checkpoint
-from mmkw.checkpoints.warm_starting import convert_plain, cut_kernel, warm_start
+from mmkw.checkpoints.warm_starting import convert_plain, warm_start
 from mmkw.kernel_warehouse import partition_kernels
 
 ROOT = Path(__file__).parents[2]
@@ -143,12 +143,12 @@ def test_blocks_of_a_kernel_are_where_its_mixtures_stand():
         for out in (0, 2)
         for in_ in (0, 3)
     ]
-    blocks = cut_kernel(kernel, partition.kernels['conv'], partition.cell_shape)
+    blocks = partition.kernels['conv'].cut(kernel, partition.cell_shape)
     assert torch.equal(blocks, torch.stack(expected))
 
     partition = partition_kernels({'conv': (4, 6, 3, 2)}, cell_ratio=0.5, spatial_partition=False)
     expected = [kernel[out : out + 2, in_ : in_ + 3] for out in (0, 2) for in_ in (0, 3)]
-    blocks = cut_kernel(kernel, partition.kernels['conv'], partition.cell_shape)
+    blocks = partition.kernels['conv'].cut(kernel, partition.cell_shape)
     assert torch.equal(blocks, torch.stack(expected))
 
 
