@@ -128,7 +128,7 @@ def check_objects(content, with_mask):
     """Yield what is wrong with the annotations."""
     sizes = {image['id']: (image.get('width'), image.get('height')) for image in content['images']}
     categories = {category['id'] for category in content['categories']}
-    found = dict.fromkeys(('category', 'image', 'empty', 'outside', 'mask'), ())
+    found = {kind: [] for kind in ('category', 'image', 'empty', 'outside', 'mask')}
     for annotation in content['annotations']:
         number, box = annotation.get('id'), annotation.get('bbox') or [0, 0, 0, 0]
         size = sizes.get(annotation.get('image_id'))
@@ -142,7 +142,7 @@ def check_objects(content, with_mask):
             mask=with_mask and not annotation.get('segmentation'),
         )
         for kind in (kind for kind, is_so in wrong.items() if is_so):
-            found[kind] = (*found[kind], number)
+            found[kind].append(number)
     messages = dict(
         category='annotations have an unknown category_id',
         image='annotations have an unknown image_id',
