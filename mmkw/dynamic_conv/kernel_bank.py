@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS
+from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS, anneal
 from ..sample_conv.bank import BankModule
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer
 from ..sample_conv.mixing import KernelLayout, Mixture
@@ -51,7 +51,7 @@ def kernel_attention(logits: Tensor, temperature: Tensor, function: str) -> Tens
     learned = ATTENTION_FUNCTIONS[function](logits)
     first = torch.zeros_like(learned)
     first[:, 0] = 1
-    return torch.lerp(learned, first, temperature.to(learned))
+    return anneal(learned, first, temperature)
 
 
 def temperature_of(function: str) -> TemperatureRange:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS, check_function
+from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS, anneal, check_function
 from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from .partition import KernelPartition, Ratio, as_fraction
 
@@ -162,9 +162,7 @@ def mixture_attention(
         ``alpha``, shape ``(N, m, n)``, in at least float32.
     """
     learned = ATTENTION_FUNCTIONS[function](logits)[..., :-1]
-    # lerp is exact at both ends: one-hot at temperature 1, untouched at 0.
-    weight = temperature.to(learned)
-    return torch.lerp(learned, beta.to(learned).expand_as(learned), weight)
+    return anneal(learned, beta, temperature)
 
 
 class KernelAttention(nn.Module):

@@ -51,6 +51,17 @@ def contrast_nonnegative(logits: Tensor) -> Tensor:
     return logits.clamp(min=0) / normaliser(logits)[..., None]
 
 
+def anneal(learned: Tensor, initial: Tensor, temperature: Tensor) -> Tensor:
+    r""":math:`\tau \beta + (1 - \tau) a`, exact at both ends: ``beta`` at 1, ``a`` at 0.
+
+    Args:
+        learned: ``a``, of any shape.
+        initial: ``beta``, of a shape that expands to that.
+        temperature: ``tau`` in [0, 1], a tensor without dimensions.
+    """
+    return torch.lerp(learned, initial.to(learned).expand_as(learned), temperature.to(learned))
+
+
 def bound_gradient(logits: Tensor) -> Tensor:
     r"""The same logits, with a smaller gradient for mixtures whose logits are all close to 0.
 
