@@ -63,6 +63,23 @@ def argument_parser(description):
     return parser
 
 
+class _ImageSize(argparse.Action):
+    """Height and width, from one or two positive numbers."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 2 or min(values) < 1:
+            parser.error(f'{option_string} takes one or two positive numbers, not {values}')
+        setattr(namespace, self.dest, (values[0], values[-1]))
+
+
+def add_shape_option(parser, image, default):
+    """Add ``--shape``, which is ``(height, width)`` afterwards; ``None`` if it is not given."""
+    parser.add_argument(
+        '--shape', nargs='+', type=int, action=_ImageSize, metavar='PIXELS',
+        help=f'height and width of the {image}, or one number for both. Default: {default}',
+    )  # fmt: skip
+
+
 def add_debug_option(parser):
     parser.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
 

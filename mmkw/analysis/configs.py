@@ -1,8 +1,12 @@
-"""What configs say about models, read without building anything."""
+"""What configs say about models, and their models without the weights to start from."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
 
 def type_name(config: dict, default: str | None = None) -> str:
@@ -20,3 +24,9 @@ def without_checkpoints(config: Any) -> Any:
             if not (key == 'init_cfg' and isinstance(value, dict) and 'checkpoint' in value)
         }
     return [without_checkpoints(value) for value in config] if type(config) is list else config
+
+
+def build_without_checkpoints(config: Config) -> nn.Module:
+    """Build a config's model with random weights; its default scope is the current one then."""
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    return MODELS.build(ConfigDict(without_checkpoints(config.model.to_dict())))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from ..analysis.configs import without_checkpoints
+from ..analysis.configs import build_without_checkpoints
 
 
 def load_model(config: Config, checkpoint: str) -> nn.Module:
@@ -23,8 +22,7 @@ def load_model(config: Config, checkpoint: str) -> nn.Module:
     Raises:
         RuntimeError: if the checkpoint does not fit the model exactly.
     """
-    init_default_scope(config.get('default_scope', 'mmengine'))
     MMLogger.get_current_instance().setLevel(logging.WARNING)
-    model = MODELS.build(ConfigDict(without_checkpoints(config.model.to_dict())))
+    model = build_without_checkpoints(config)
     load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     return model.eval()

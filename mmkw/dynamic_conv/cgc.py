@@ -112,11 +112,8 @@ class CGConv2d(GeneratedConv2d):
         self.reset_own()
 
     def generate(self, x: Tensor) -> Tensor:
-        if self.training and len(x) * self.attention.encode.weight.shape[0] == 1:
-            raise ValueError(
-                f'the batch norms of {self.title()} cannot train on a single value per channel; '
-                f'use at least 2 samples per device, or norm_eval=True'
-            )
+        latent = self.attention.encode.weight.shape[0]
+        self.check_batch_norm(self.attention.in_norm, len(x) * latent)
         context = F.adaptive_avg_pool2d(x, self.kernel_size).flatten(2)
         of_inputs, of_outputs = self.attention(context)
         gates = (of_inputs.unsqueeze(1) + of_outputs.unsqueeze(2)).sigmoid()

@@ -107,13 +107,6 @@ class _DCDLayer(DynamicLayer):
         mixed = self.phi_norm(phi.to(q.dtype).bmm(q)) + q
         return self.p.to(mixed.dtype).matmul(mixed)
 
-    def check_batch(self, pooled: Tensor, positions: int) -> None:
-        if self.q_norm.training and pooled.shape[0] * positions == 1:
-            raise ValueError(
-                f'the batch norms of {self.title()} cannot train on a single value per channel; '
-                f'use at least 2 samples per device, or norm_eval=True'
-            )
-
     @property
     def mixing_operations(self) -> int:
         """0: no kernel is mixed; see :meth:`forward`."""
@@ -185,7 +178,7 @@ class DCDConv2d(_DCDLayer, DynamicConvNd):
             return self.record_call(x)
         self.check_input(x)
         sparse = x[..., :: self.stride[0], :: self.stride[1]]
-        self.check_batch(x, math.prod(sparse.shape[2:]))
+        self.check_batch_norm(self.q_norm, len(x) * math.prod(sparse.shape[2:]))
         phi, scale = self.attention(F.adaptive_avg_pool2d(x, 2).flatten(1))
         y = F.conv2d(self.pad(x), self.weight, None, self.stride, self.conv_padding, self.dilation)
         y = scale_maps(y, scale)
@@ -216,7 +209,7 @@ class DCDLinear(_DCDLayer, DynamicLinear):
         if isinstance(x, Proxy):
             return self.record_call(x)
         tokens = self.tokens(x)
-        self.check_batch(x, tokens.shape[1])
+        self.check_batch_norm(self.q_norm, len(x) * tokens.shape[1])
         phi, scale = self.attention(tokens.mean(1))
         y = F.linear(tokens, self.weight) * scale.to(tokens.dtype)[:, None]
         y = y + self.residual(tokens.transpose(1, 2), phi).transpose(1, 2)

@@ -291,10 +291,13 @@ class KernelAttention(nn.Module):
         cells = torch.arange(self.partition.num_mixtures * each, device=like.device)
         return self.partition.first_cell + cells.view(-1, each)
 
-    def od_factors(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """ODConv's attentions over input channels, output channels and positions (Table 17)."""
-        spatial = None if self.spatial_fc is None else self.spatial_fc(hidden).sigmoid()
-        return self.channel_fc(hidden).sigmoid(), self.filter_fc(hidden).sigmoid(), spatial
+    def od_factors(self, hidden: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """ODConv's attentions over input channels, output channels and positions (Table 17).
+
+        ``None`` where the attention has no such head.
+        """
+        heads = (self.channel_fc, self.filter_fc, self.spatial_fc)
+        return tuple(None if head is None else head(hidden).sigmoid() for head in heads)
 
     def hidden(self, pooled: Tensor) -> Tensor:
         """The hidden vectors for globally averaged inputs, shape ``(N, h)``."""

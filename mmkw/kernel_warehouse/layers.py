@@ -96,14 +96,16 @@ class KWLayer(FoldableLayer):
         return self.partition is None
 
     def mix(self, pooled: Tensor) -> Mixture:
+        mixture, _, _ = self._mix_and_scale(pooled)
+        return mixture
+
+    def _mix_and_scale(self, pooled: Tensor) -> tuple[Mixture, Tensor | None, Tensor | None]:
+        """The mixture, and with ``od_heads`` the factors for input and for output channels."""
         if self.attention is None:
             raise RuntimeError(
                 f'{self} has no warehouse yet: apply a plan that names it '
                 f'(mmkw.kernel_warehouse.apply_plan), or give it a budget of its own'
             )
-        return self._mixture(self.attention.hidden(pooled))
-
-    def _mixture(self, hidden: Tensor, position_scale: Tensor | None = None) -> Mixture:
         if self.training and self.warehouse.awaits_annealing:
             raise RuntimeError(
                 f'{self.title()} started from a plain kernel of the checkpoint, cut into cells, '
@@ -111,28 +113,23 @@ class KWLayer(FoldableLayer):
                 f'{self.way_to_anneal}'
             )
         cells = self.warehouse.cells
+        hidden = self.attention.hidden(pooled)
         alpha = self.attention(hidden, self.warehouse.temperature).to(cells.dtype)
-        return Mixture(alpha, cells, self.partition, position_scale)
+        channel, filters, spatial = self.attention.od_factors(hidden)
+        spatial = None if spatial is None else spatial.to(cells.dtype)
+        return Mixture(alpha, cells, self.partition, spatial), channel, filters
 
     def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
         if self.is_folded:
             return self.convolve_folded(x, pooled, **geometry)
-        if self.attention is None or self.attention.channel_fc is None:
-            return super().convolve(x, pooled, **geometry)
-        hidden = self.attention.hidden(pooled)
-        channel, filters, spatial = self.attention.od_factors(hidden)
-        spatial = None if spatial is None else spatial.to(self.warehouse.cells.dtype)
-        mixture = self._mixture(hidden, spatial)
+        mixture, channel, filters = self._mix_and_scale(pooled)
         scales = dict(input_scale=channel, output_scale=filters)
         return dynamic_conv(x, mixture, self.bias, **scales, **geometry)
 
     def sample_kernels(self, pooled: Tensor) -> Tensor:
-        if self.attention is None or self.attention.channel_fc is None:
-            return super().sample_kernels(pooled)
-        hidden = self.attention.hidden(pooled)
-        channel, filters, spatial = self.attention.od_factors(hidden)
-        kernels = assemble_kernels(*self._mixture(hidden, spatial))
-        return scale_channels(kernels, channel, filters, self.groups)
+        mixture, channel, filters = self._mix_and_scale(pooled)
+        kernels = assemble_kernels(*mixture)
+        return kernels if channel is None else scale_channels(kernels, channel, filters, self.groups)
 
     @property
     def mixing_operations(self) -> int:

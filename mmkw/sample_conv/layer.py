@@ -100,6 +100,14 @@ class DynamicLayer(nn.Module):
         """Multiply-adds that mixing one sample's kernel takes."""
         raise NotImplementedError
 
+    def check_batch_norm(self, norm: nn.Module, values: int) -> None:
+        """Raise ValueError if ``norm`` has to train on a single value for each channel."""
+        if norm.training and values == 1:
+            raise ValueError(
+                f'the batch norms of {self.title()} cannot train on a single value per channel; '
+                f'use at least 2 samples per device, or norm_eval=True'
+            )
+
     def title(self) -> str:
         """The layer in error messages."""
         return type(self).__name__ if self.layer_name is None else f'layer {self.layer_name!r}'

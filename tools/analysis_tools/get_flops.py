@@ -15,41 +15,35 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cli_common import argument_parser, clear_errors, load_config  # noqa: E402
-from mmengine.config import ConfigDict  # noqa: E402
+from cli_common import (  # noqa: E402
+    add_shape_option,
+    argument_parser,
+    clear_errors,
+    load_config,
+)
 from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 
 from mmkw.analysis.complexity import cost_by_stage, images_for  # noqa: E402
-from mmkw.analysis.configs import without_checkpoints  # noqa: E402
+from mmkw.analysis.configs import build_without_checkpoints  # noqa: E402
 
 
 def parse_args(argv=None):
     parser = argument_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        '--shape', nargs='+', type=int, metavar='PIXELS',
-        help='height and width of the image, or one number for both. Default: 224, for detectors '
-        '800 1280',
-    )  # fmt: skip
+    add_shape_option(parser, 'image', '224, for detectors 800 1280')
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
-    args = parser.parse_args(argv)
-    if args.shape is not None and (len(args.shape) > 2 or min(args.shape) < 1):
-        parser.error(f'--shape takes one or two positive numbers, not {args.shape}')
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     with clear_errors(args.debug):
         config = load_config(args)
-        scope = config.get('default_scope', 'mmengine')
-        init_default_scope(scope)
         # Its table of the plan would stand among the numbers.
         MMLogger.get_current_instance().setLevel(logging.WARNING)
-        model = MODELS.build(ConfigDict(without_checkpoints(config.model.to_dict())))
-        shape = args.shape or ([800, 1280] if scope == 'mmdet' else [224])
-        model, image = images_for(model, shape[0], shape[-1])
+        is_detector = config.get('default_scope') == 'mmdet'
+        height, width = args.shape or ((800, 1280) if is_detector else (224, 224))
+        model, image = images_for(build_without_checkpoints(config), height, width)
         costs = [cost.as_row() for cost in cost_by_stage(model, (image,))]
         total = {key: sum(row[key] for row in costs) for key in costs[0] if key != 'stage'}
         if args.json:

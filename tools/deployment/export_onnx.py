@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 from cli_common import (  # noqa: E402
+    add_shape_option,
     argument_parser,
     check_file,
     clear_errors,
@@ -34,11 +35,7 @@ def parse_args(argv=None):
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument('checkpoint', help='path of the checkpoint file')
     parser.add_argument('out', help='the ONNX file to write')
-    parser.add_argument(
-        '--shape', nargs='+', type=int, metavar='PIXELS',
-        help='height and width of the example, or one number for both. Default: 224, for '
-        'detectors 320',
-    )  # fmt: skip
+    add_shape_option(parser, 'example', '224, for detectors 320')
     parser.add_argument(
         '--fixed-size', action='store_true',
         help='keep height and width as they are in the example, for networks with position '
@@ -49,10 +46,7 @@ def parse_args(argv=None):
         help='fold the attentions of KW layers that have at least so many cells for each tensor '
         'to mix instead (see mmkw.fold_attentions). Without a number 4',
     )  # fmt: skip
-    args = parser.parse_args(argv)
-    if args.shape is not None and (len(args.shape) > 2 or min(args.shape) < 1):
-        parser.error(f'--shape takes one or two positive numbers, not {args.shape}')
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
@@ -64,8 +58,8 @@ def main(argv=None):
         if args.fold is not None:
             fold_attentions(model, args.fold)
         part = exported_part(model)
-        shape = args.shape or ([320] if config.get('default_scope') == 'mmdet' else [224])
-        height, width = shape[0], shape[-1]
+        is_detector = config.get('default_scope') == 'mmdet'
+        height, width = args.shape or ((320, 320) if is_detector else (224, 224))
         content = to_onnx(part, torch.randn(2, 3, height, width), not args.fixed_size)
         sizes = [(height, width)]
         if not args.fixed_size:
