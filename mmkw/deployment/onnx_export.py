@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from ..sample_conv import forced_route
 
+# Of the largest output; below it a comparison says nothing.
+_SMALLEST_OUTPUT = 1e-12
+
 _NEEDED = ('onnx', 'onnxscript', 'onnxruntime')
 
 
@@ -145,7 +148,8 @@ def compare_onnx(
         One comparison for each shape. Both use PyTorch's number of threads, on the CPU.
 
     Raises:
-        ValueError: if the exported network does not run on a shape, or gives outputs of others.
+        ValueError: if the exported network does not run on a shape, or gives outputs of others;
+            if PyTorch's outputs vanish, as equal zeros would show nothing.
     """
     _check_packages()
     import onnxruntime
@@ -190,7 +194,13 @@ def _error(actual: Tensor, expected: Tensor) -> float:
             f'ONNX Runtime gives an output of shape {tuple(actual.shape)}, PyTorch one of '
             f'{tuple(expected.shape)}'
         )
-    largest = expected.abs().max().clamp_min(1e-12)
+    largest = expected.abs().max()
+    if largest < _SMALLEST_OUTPUT:
+        raise ValueError(
+            f'no value of an output of shape {tuple(expected.shape)} exceeds {_SMALLEST_OUTPUT:g} '
+            f'in PyTorch, so that comparing it with ONNX Runtime shows nothing; are the weights '
+            f'trained?'
+        )
     return float((actual - expected).abs().max() / largest)
 
 

@@ -113,7 +113,7 @@ class CGConv2d(GeneratedConv2d):
 
     def generate(self, x: Tensor) -> Tensor:
         latent = self.attention.encode.weight.shape[0]
-        self.check_batch_norm(self.attention.in_norm, len(x) * latent)
+        self.check_batch_norm(self.attention.in_norm, x.shape[0] * latent)
         context = F.adaptive_avg_pool2d(x, self.kernel_size).flatten(2)
         of_inputs, of_outputs = self.attention(context)
         gates = (of_inputs.unsqueeze(1) + of_outputs.unsqueeze(2)).sigmoid()

@@ -178,7 +178,7 @@ class DCDConv2d(_DCDLayer, DynamicConvNd):
             return self.record_call(x)
         self.check_input(x)
         sparse = x[..., :: self.stride[0], :: self.stride[1]]
-        self.check_batch_norm(self.q_norm, len(x) * math.prod(sparse.shape[2:]))
+        self.check_batch_norm(self.q_norm, x.shape[0] * math.prod(sparse.shape[2:]))
         phi, scale = self.attention(F.adaptive_avg_pool2d(x, 2).flatten(1))
         y = F.conv2d(self.pad(x), self.weight, None, self.stride, self.conv_padding, self.dilation)
         y = scale_maps(y, scale)
@@ -209,7 +209,7 @@ class DCDLinear(_DCDLayer, DynamicLinear):
         if isinstance(x, Proxy):
             return self.record_call(x)
         tokens = self.tokens(x)
-        self.check_batch_norm(self.q_norm, len(x) * tokens.shape[1])
+        self.check_batch_norm(self.q_norm, x.shape[0] * tokens.shape[1])
         phi, scale = self.attention(tokens.mean(1))
         y = F.linear(tokens, self.weight) * scale.to(tokens.dtype)[:, None]
         y = y + self.residual(tokens.transpose(1, 2), phi).transpose(1, 2)

@@ -10,7 +10,8 @@ from torch.fx import Proxy
 
 from ..sample_conv.convolution import convolve
 from ..sample_conv.layer import DynamicConvNd
-from ..sample_conv.routes import add_bias
+from ..sample_conv.routes import add_bias, takes_matrices
+from ..sample_conv.unfolded import convolve_matrices, kernel_matrices
 
 
 class GeneratedConv2d(DynamicConvNd):
@@ -40,7 +41,11 @@ class GeneratedConv2d(DynamicConvNd):
             return self.record_call(x)
         kernels = self.kernels(x)
         geometry = (self.groups, self.stride, self.conv_padding, self.dilation)
-        if len(x) > 0:
+        if takes_matrices():
+            matrices = kernel_matrices(kernels, self.groups)
+            y = convolve_matrices(self.pad(x), matrices, self.kernel_size, *geometry[1:])
+            return add_bias(y, self.bias)
+        if x.shape[0] > 0:
             return add_bias(convolve(self.pad(x), kernels, *geometry), self.bias)
         # RoI heads see empty batches. One kernel of zeros keeps the shapes and the graph.
         kernel = kernels.sum(0)

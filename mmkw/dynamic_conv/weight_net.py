@@ -101,9 +101,9 @@ class WeightNetConv2d(GeneratedConv2d):
 
     def generate(self, x: Tensor) -> Tensor:
         attentions = self.attention(self.pool(x)).to(self.weight.dtype)
-        attentions = attentions.view(len(x), *self.weight.shape[:3])
+        attentions = attentions.view(x.shape[0], *self.weight.shape[:3])
         kernels = torch.einsum('nogm,ogmj->nogj', attentions, self.weight)
-        return kernels.reshape(len(x), *self.kernel_shape)
+        return kernels.reshape(x.shape[0], *self.kernel_shape)
 
     def method_repr(self) -> str:
         _, parts, each, _ = self.weight.shape

@@ -32,6 +32,7 @@ from ..sample_conv.routes import (
     is_forced,
     is_transformed,
     skip_unread_pixels,
+    takes_matrices,
 )
 from ..sample_conv.unfolded import convolve_matrices, kernel_matrices
 from .attention import KernelAttention
@@ -272,7 +273,7 @@ def folded_conv(
 ) -> Tensor:
     """As :func:`~mmkw.sample_conv.dynamic_conv`, with the kernels of :func:`assemble_folded`."""
     geometry = dict(stride=stride, padding=padding, dilation=dilation)
-    if is_forced('unfolded'):
+    if takes_matrices():
         matrices = kernel_matrices(assemble_folded(coefficients, scale, basis, layout), groups)
         y = convolve_matrices(x, matrices, layout.kernel_shape[2:], **geometry)
         return add_bias(y, bias)

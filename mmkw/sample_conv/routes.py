@@ -4,8 +4,8 @@ The *reference* is the readable one: :func:`assemble_kernels`, then :func:`convo
 keeps a kernel for every sample until the backward pass. The *blockwise* route assembles blocks of
 kernels, and assembles them again in the backward pass instead of keeping them. The *bank_responses*
 route never assembles kernels, which is faster for small maps on the CPU. The *unfolded* route
-multiplies matrices, whatever the batch size, for export to other formats; nothing else chooses
-it. :func:`dynamic_conv` chooses one by shape and device; :func:`forced_route` takes a given one.
+multiplies matrices, whatever the batch size; ``torch.jit.trace`` and ``torch.export`` record it.
+:func:`dynamic_conv` chooses one by shape and device; :func:`forced_route` takes a given one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def dynamic_conv(
     """
     geometry = dict(stride=stride, padding=padding, dilation=dilation)
     coefficients, bank, layout, position_scale = mixture
-    if _forced_route == 'unfolded':
+    if takes_matrices():
         matrices = mix_matrices(mixture, groups)
         x = scale_maps(x, input_scale)
         y = convolve_matrices(x, matrices, layout.kernel_shape[2:], **geometry)
@@ -146,6 +146,20 @@ def choose_route(x: Tensor, mixture: Mixture, groups: int) -> str:
 def is_forced(route: str) -> bool:
     return _forced_route == route
 
+
+def takes_matrices() -> bool:
+    """Whether the unfolded route is taken: forced, or for a recording that has to serve any batch.
+
+    The other routes have a convolution with a group for each sample, and recordings keep the
+    number of groups.
+    """
+    if _forced_route is not None:
+        return _forced_route == 'unfolded'
+    return torch.jit.is_tracing() or _is_exporting()
+
+
+# Unknown to PyTorch before 2.7.
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 # Unknown to PyTorch 2.1 and 2.2, whose compiler follows autograd functions by itself.
 _is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)

@@ -178,6 +178,18 @@ def test_batch_of_one_in_training_takes_running_statistics(method):
     torch.testing.assert_close(y, layer.eval()(x))
 
 
+def test_batch_of_one_that_batch_norms_cannot_train_on():
+    pixel = random_input(1, 8, 1, 1)
+    for method in ('DCDConv2d', 'CGConv2d'):
+        layer = make(method, kernel_size=1)
+        with pytest.raises(ValueError, match=rf'norms of {method} .*2 samples .*norm_eval=True'):
+            layer(pixel)
+        for norm in layer.modules():
+            if isinstance(norm, nn.BatchNorm1d):
+                norm.eval()
+        assert layer(pixel).shape == pixel.shape
+
+
 @every_method
 def test_autocast(method):
     layer = make(method, dtype=torch.float32, **CONV).eval()
@@ -274,6 +286,25 @@ def test_is_one_node_of_a_graph(method):
     for size in (6, 9):
         x = torch.randn(2, 4, size, size)
         torch.testing.assert_close(graph(x), network(x), rtol=0, atol=0)
+
+
+@every_method
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_recordings_serve_other_sizes(method):
+    """Traced or exported once, a layer computes batches and maps of other sizes."""
+    layer = make(method, **CONV).eval()
+    x, any_size = random_input(3, 8, 16, 16), torch.export.Dim.DYNAMIC
+    sizes = ({0: any_size, 2: any_size, 3: any_size},)
+    recorded = [torch.jit.trace(layer, x)]
+    for strict in (False, True):
+        recorded.append(
+            torch.export.export(layer, (x,), dynamic_shapes=sizes, strict=strict).module()
+        )
+    for shape in [(1, 8, 16, 16), (6, 8, 12, 20)]:
+        images = random_input(*shape)
+        expected = layer(images)
+        for module in recorded:
+            torch.testing.assert_close(module(images), expected)
 
 
 @every_method

@@ -285,16 +285,15 @@ def test_tracing_records_plain_operations():
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @pytest.mark.parametrize('kind', LAYERS)
-def test_unfolded_route_serves_any_batch_size(kind):
+def test_recordings_serve_any_batch_size(kind):
     """Traced or exported once, it computes batches of other sizes, as the reference does."""
     layer, x = make(kind, dtype=torch.float64)
     layer.eval()
     x, dynamic = x.detach(), torch.export.Dim.DYNAMIC
-    with forced_route('unfolded'):
-        traced = torch.jit.trace(layer, x)
-        exported = torch.export.export(
-            layer, (x,), dynamic_shapes=({0: dynamic},), strict=False
-        ).module()
+    traced = torch.jit.trace(layer, x)
+    exported = torch.export.export(
+        layer, (x,), dynamic_shapes=({0: dynamic},), strict=False
+    ).module()
     for batch in (x[:1], x.repeat(2, *[1] * (x.dim() - 1))):
         with forced_route('reference'):
             expected = layer(batch)
