@@ -129,7 +129,9 @@ class KWLayer(FoldableLayer):
     def sample_kernels(self, pooled: Tensor) -> Tensor:
         mixture, channel, filters = self._mix_and_scale(pooled)
         kernels = assemble_kernels(*mixture)
-        return kernels if channel is None else scale_channels(kernels, channel, filters, self.groups)
+        if channel is None:
+            return kernels
+        return scale_channels(kernels, channel, filters, self.groups)
 
     @property
     def mixing_operations(self) -> int:
