@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, Registry
 from torch import nn
 
+from ..arguments import check_names, checks_arguments_of
 from ..kernel_warehouse.plan import WarehouseConfig, apply_plan
 from ..kernel_warehouse.plan import freeze_idle_warehouses as freeze_idle
 from ..planning import NetworkPlan, make_plan, plan_network
@@ -21,6 +22,7 @@ _DEFAULTS = tuple(field.name for field in fields(WarehouseConfig) if field.name 
 
 
 @MODELS.register_module(name='KWBackbone')
+@checks_arguments_of('KWBackbone')
 def build_kw_backbone(
     backbone: dict,
     warehouse: dict | None = None,
@@ -110,13 +112,8 @@ def backbone_plan(
     """The plan of a KWBackbone with these arguments for a plain backbone; changes nothing."""
     options = dict(warehouse or {})
     known = _AUTOMATIC_OPTIONS if plan is None else _DEFAULTS
-    unknown = [key for key in options if key not in known]
-    if unknown:
-        kind = 'without a plan' if plan is None else 'with a plan'
-        raise ValueError(
-            f'warehouse of KWBackbone has no option {unknown[0]!r} {kind}; its options are then '
-            f'{", ".join(known)}'
-        )
+    owner = f'warehouse of KWBackbone {"without" if plan is None else "with"} a plan'
+    check_names(owner, options, known, 'option')
     parameter = next(network.parameters())
     images = torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device)
     return make_plan(network, images, plan, **options)

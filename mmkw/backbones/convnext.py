@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ConvNeXt
 from torch import nn
 
+from ..arguments import checks_arguments
 from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
@@ -46,6 +47,7 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
             if ``blocks_per_warehouse`` is no positive integer.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         arch: str | dict = 'tiny',

@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..arguments import checks_arguments_of
 from ..dynamic_conv import (
     CGConv2d,
     CondConv2d,
@@ -39,6 +40,7 @@ METHODS: dict[str, Mapping[int, type[DynamicLayer]]] = {
 
 
 @MODELS.register_module(name='DynamicBackbone')
+@checks_arguments_of('DynamicBackbone')
 def build_dynamic_backbone(
     backbone: dict,
     layer: dict,

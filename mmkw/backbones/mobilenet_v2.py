@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import MobileNetV2
 from torch import nn
 
+from ..arguments import checks_arguments
 from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
@@ -44,6 +45,7 @@ class KWMobileNetV2(WarehouseBackbone, MobileNetV2):
         ValueError: on a budget that is no positive number or leaves no whole number of cells.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         widen_factor: float = 1.0,

@@ -6,6 +6,7 @@ the identity is added. These networks have static kernels; the paper's Table 1 c
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,8 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ResNet
 from mmpretrain.models.utils import SELayer
 from torch import Tensor, nn
+
+from ..arguments import check_names, checks_arguments
 
 
 class EfficientChannelAttention(nn.Module):
@@ -98,9 +101,10 @@ class RecalibratedResNet(ResNet):
         **kwargs: arguments of :class:`mmpretrain.models.ResNet`.
 
     Raises:
-        ValueError: if the type is unknown.
+        ValueError: if the type or an option is unknown.
     """
 
+    @checks_arguments()
     def __init__(self, recalibration: dict, **kwargs) -> None:
         options = dict(recalibration)
         kind = options.pop('type', None)
@@ -109,10 +113,13 @@ class RecalibratedResNet(ResNet):
                 f'recalibration must have a type, one of {", ".join(RECALIBRATIONS)}, but got '
                 f'{kind!r}'
             )
+        module = RECALIBRATIONS[kind]
+        known = list(inspect.signature(module).parameters)[1:]
+        check_names('recalibration of RecalibratedResNet', options, known, 'option')
         super().__init__(**kwargs)
         for stage in self.res_layers:
             for block in getattr(self, stage):
-                recalibrated = RECALIBRATIONS[kind](block.out_channels, **options)
+                recalibrated = module(block.out_channels, **options)
                 # Blocks drop their path after the last norm, just before the identity is added.
                 steps = dict(recalibration=recalibrated, drop=block.drop_path)
                 block.drop_path = nn.Sequential(OrderedDict(steps))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from dataclasses import replace
 
 from mmcv.cnn.bricks import DropPath
@@ -12,6 +10,7 @@ from mmpretrain.models.backbones import ResNet
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from ..arguments import checks_arguments
 from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
@@ -84,6 +83,7 @@ class KWResNet(WarehouseBackbone, ResNet):
             arguments of ``mmdet.ResNet`` that have no meaning here (dcn, plugins, pretrained).
     """
 
+    @checks_arguments(*_MMDET_ONLY, 'stage_with_dcn')
     def __init__(
         self,
         depth: int,
@@ -102,7 +102,6 @@ class KWResNet(WarehouseBackbone, ResNet):
                 f'depth must be one of {sorted(self.arch_settings)}, but got {depth!r}'
             )
         kwargs = _as_mmpretrain_arguments(kwargs)
-        _check_names(type(self), kwargs)
         super().__init__(depth, **kwargs)
         if constant_drop_path:
             for stage in self.res_layers:
@@ -125,26 +124,6 @@ class KWResNet(WarehouseBackbone, ResNet):
             attention=attention,
         )
         apply_plan(self, plan, freeze_idle_warehouses)
-
-
-def _check_names(backbone: type, arguments: dict) -> None:
-    """Name the class that the user wrote, not the plain one, and the nearest argument.
-
-    Raises:
-        TypeError: if there is an unknown argument.
-    """
-    known = {'init_cfg'}.union(
-        *(
-            inspect.signature(base).parameters
-            for base in backbone.__mro__[:-1]
-            if issubclass(base, ResNet)
-        )
-    )
-    for name in arguments:
-        if name not in known:
-            near = difflib.get_close_matches(name, known - {'kwargs'}, n=1)
-            hint = f'; did you mean {near[0]!r}?' if near else ''
-            raise TypeError(f'{backbone.__name__} has no argument {name!r}{hint}')
 
 
 def resnet_plan(network: ResNet, sharing: str = 'stage', **options) -> Plan:

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
 from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
@@ -63,6 +64,7 @@ class KWVisionTransformer(WarehouseBackbone, VisionTransformer):
             or if ``blocks_per_warehouse`` is no positive integer.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         arch: str | dict = 'deit-tiny',

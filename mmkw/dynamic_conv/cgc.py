@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import IntOrTuple
 from .generated import GeneratedConv2d
@@ -73,6 +74,7 @@ class CGConv2d(GeneratedConv2d):
             output channels cannot be cut into the same number of groups of channels.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         in_channels: int,

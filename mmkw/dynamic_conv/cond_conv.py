@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import DynamicLinear, IntOrTuple
 from ..sample_conv.mixing import Mixture
@@ -93,6 +94,7 @@ class CondConv2d(_CondLayer, KernelBankConv2d):
         ValueError: if ``num_kernels`` is not a positive integer.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         in_channels: int,
@@ -126,6 +128,7 @@ class CondLinear(_CondLayer, DynamicLinear):
         ValueError: if ``num_kernels`` is not a positive integer.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         in_features: int,

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from ..arguments import checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer, DynamicLinear, IntOrTuple
 from ..sample_conv.mixing import scale_maps
@@ -134,6 +135,7 @@ class DCDConv2d(_DCDLayer, DynamicConvNd):
 
     plain_type = nn.Conv2d
 
+    @checks_arguments()
     def __init__(
         self,
         in_channels: int,
@@ -195,6 +197,7 @@ class DCDLinear(_DCDLayer, DynamicLinear):
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
     """
 
+    @checks_arguments()
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None
     ) -> None:

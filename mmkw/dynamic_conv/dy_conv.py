@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import IntOrTuple
 from ..sample_conv.mixing import Mixture
@@ -67,6 +68,7 @@ class DYConv2d(KernelBankConv2d):
         ValueError: if ``num_kernels`` or ``reduction`` is not positive, or ``function`` is unknown.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         in_channels: int,

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from ..sample_conv.layer import IntOrTuple
 from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels, scale_maps
@@ -129,6 +130,7 @@ class ODConv2d(KernelBankConv2d):
             ``function`` is unknown.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         in_channels: int,

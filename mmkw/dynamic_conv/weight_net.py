@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import IntOrTuple
 from .generated import GeneratedConv2d
@@ -63,6 +64,7 @@ class WeightNetConv2d(GeneratedConv2d):
             the kernel of an output channel.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         in_channels: int,

@@ -6,6 +6,8 @@ from mmengine.registry import MODELS
 from mmpretrain.models.heads import LinearClsHead
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
+
 
 @MODELS.register_module()
 class DropoutLinearClsHead(LinearClsHead):
@@ -23,6 +25,7 @@ class DropoutLinearClsHead(LinearClsHead):
         ValueError: if the rate is not between 0 and 1.
     """
 
+    @checks_arguments()
     def __init__(self, num_classes: int, in_channels: int, dropout: float = 0.2, **kwargs) -> None:
         super().__init__(num_classes, in_channels, **kwargs)
         self.dropout = nn.Dropout(dropout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from mmpretrain.models.heads import LinearClsHead
 
+from ..arguments import checks_arguments
 from ..dynamic_conv import CondLinear, DCDLinear
 
 LAYERS = {'CondLinear': CondLinear, 'DCDLinear': DCDLinear}
@@ -24,6 +25,7 @@ class DynamicLinearClsHead(LinearClsHead):
         ValueError: if ``layer`` has another type or an unknown argument.
     """
 
+    @checks_arguments()
     def __init__(self, num_classes: int, in_channels: int, layer: dict, **kwargs) -> None:
         super().__init__(num_classes, in_channels, **kwargs)
         options = dict(layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from mmpretrain.models.heads import LinearClsHead
 
+from ..arguments import checks_arguments
 from ..kernel_warehouse.attention import AttentionOptions
 from ..kernel_warehouse.layers import KWLinear
 from ..kernel_warehouse.partition import CellRatio, Ratio
@@ -32,6 +33,7 @@ class KWLinearClsHead(LinearClsHead):
         ValueError: if channels, budget and cell ratio do not fit.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         num_classes: int,

@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..analysis.attention import AttentionRecorder, group_attentions, group_statistics
+from ..arguments import checks_arguments
 
 
 @HOOKS.register_module()
@@ -36,6 +37,7 @@ class KWAttentionHook(Hook):
 
     priority = 'LOW'
 
+    @checks_arguments()
     def __init__(self, interval: int = 500, map_interval: int | None = None) -> None:
         if not isinstance(interval, int) or interval < 1:
             raise ValueError(

@@ -7,6 +7,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..arguments import checks_arguments
+
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
@@ -31,6 +33,7 @@ class FiniteLossHook(Hook):
     # Before the hooks that log and save.
     priority = 'ABOVE_NORMAL'
 
+    @checks_arguments()
     def __init__(self, interval: int = 50) -> None:
         if not isinstance(interval, int) or interval < 1:
             raise ValueError(

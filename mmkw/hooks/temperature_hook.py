@@ -9,6 +9,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from ..arguments import checks_arguments
 from ..sample_conv.temperature import AnnealedModule, TemperatureRange, annealed_modules
 from .start_checks import check_start
 
@@ -115,6 +116,7 @@ class KWTemperatureHook(TemperatureHook):
             a training loop that does not count epochs.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         epochs: float | None = None,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import check_names
 from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS, anneal, check_function
 from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from .partition import KernelPartition, Ratio, as_fraction
@@ -95,11 +96,7 @@ class AttentionConfig:
             raise ValueError(
                 f'attention must be a mapping with some of {", ".join(known)}, but got {options!r}'
             )
-        unknown = [key for key in options if key not in known]
-        if unknown:
-            raise ValueError(
-                f'attention has no option {unknown[0]!r}; its options are {", ".join(known)}'
-            )
+        check_names('attention', options, known, 'option')
         return cls(**{**defaults, **options})
 
     def hidden_width(self, in_channels: int) -> int:

@@ -7,6 +7,7 @@ import warnings
 
 from torch import Tensor, nn
 
+from ..arguments import checks_arguments
 from ..sample_conv.layer import DynamicConvNd, DynamicLinear, IntOrTuple
 from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels
 from ..sample_conv.routes import dynamic_conv
@@ -224,6 +225,7 @@ class _KWConvNd(KWLayer, DynamicConvNd):
             from a plain kernel and nothing has set the temperature since then.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         in_channels: int,
@@ -283,6 +285,7 @@ class KWLinear(KWLayer, DynamicLinear):
         ValueError, RuntimeError: as :class:`KWConv2d`.
     """
 
+    @checks_arguments()
     def __init__(
         self,
         in_features: int,

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import check_names
 from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions, count_parameters
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import WarehouseConfig, apply_plan
@@ -197,8 +198,9 @@ def _config(
     options = {**defaults, **options}
     if all(isinstance(attention, Mapping) for attention in attentions):
         options['attention'] = {**attentions[0], **attentions[1]}
-    unknown = [key for key in options if key not in known]
-    if unknown or 'layers' not in options:
-        wrong = f'has no argument {unknown[0]!r}' if unknown else 'needs the argument layers'
-        raise ValueError(f'warehouse {name!r} {wrong}; its arguments are {", ".join(known)}')
+    check_names(f'warehouse {name!r}', options, known)
+    if 'layers' not in options:
+        raise ValueError(
+            f'warehouse {name!r} needs the argument layers; its arguments are {", ".join(known)}'
+        )
     return WarehouseConfig(**options)

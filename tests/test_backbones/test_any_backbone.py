@@ -399,12 +399,12 @@ SWIN_V2 = BACKBONES['SwinV2'][0]
         (
             REGNET,
             dict(warehouse=dict(budgets=2)),
-            "no option 'budgets' without a plan; its options are then budget, layers, exclude, ",
+            "KWBackbone without a plan has no option 'budgets'; did you mean 'budget'",
         ),
         (
             REGNET,
             dict(warehouse=dict(layers=['*']), plan=dict(a=dict(layers=['*']))),
-            "no option 'layers' with a plan; its options are then budget, cell_ratio, ",
+            "KWBackbone with a plan has no option 'layers'; its options are budget, cell_ratio, ",
         ),
         (REGNET, dict(plan=dict(a=dict(budget=2))), "warehouse 'a' needs the argument layers"),
         (REGNET, dict(warehouse=dict(exclude=['layer9.*'])), "'layer9.*' matches no convolution"),

@@ -250,15 +250,3 @@ def test_layer_wise_learning_rates():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         small(**arguments)
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        (dict(buget=1), "KWResNet has no argument 'buget'; did you mean 'budget'"),
-        (dict(frozen_stage=1), "KWResNet has no argument 'frozen_stage'; did you mean 'frozen_sta"),
-    ],
-)
-def test_typos_are_named(arguments, message):
-    with pytest.raises(TypeError, match=message):
-        small(**arguments)

@@ -444,7 +444,7 @@ def test_routing_of_a_block():
     [
         (dict(layer=dict(type='Conv2d')), "one of ODConv2d, .* but got 'Conv2d'"),
         (dict(layer=dict(num_kernels=4)), 'must have a type'),
-        (dict(layer=dict(type='DYConv2d', experts=2)), "unexpected keyword argument 'experts'"),
+        (dict(layer=dict(type='DYConv2d', experts=2)), "DYConv2d has no argument 'experts'"),
         (dict(layers=['layer5.*']), "'layer5.*' matches no"),
         (dict(layers=['layer4.0.bn1']), "layer 'layer4.0.bn1' is a BatchNorm2d; dynamic layers"),
         (dict(share_routing_in=['layer9']), "names 'layer9', but ResNet has no such module"),

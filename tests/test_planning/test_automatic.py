@@ -476,7 +476,7 @@ def test_complete_plan():
         (dict(layers=['read_too']), "'read_too'.*leave them out of the plan"),
         (dict(layers=['fin']), "'fin' matches no convolution or linear layer of Odd"),
         (dict(layers=['fine', 'fi*']), "'fine' is matched by 'fine' and again by 'fi"),
-        (dict(layers=['fine'], budgets=2), "'a' has no argument 'budgets'; its arguments are lay"),
+        (dict(layers=['fine'], budgets=2), "'a' has no argument 'budgets'; did you mean 'budget'"),
         (dict(budget=2), "warehouse 'a' needs the argument layers"),
     ],
 )

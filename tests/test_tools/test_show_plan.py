@@ -108,7 +108,7 @@ def test_plan_of_a_backbone_of_the_paper(main, capsys):
     ('options', 'message'),
     [
         (['model.backbone.plan.mine.layers=[stage9.*]'], "'stage9.*' matches no convolution"),
-        (['model.backbone.warehouse.budgets=2'], "no option 'budgets' with a plan"),
+        (['model.backbone.warehouse.budgets=2'], "with a plan has no option 'budgets'"),
         (['model.backbone=None'], 'config.py has no model.backbone, whose plan could be shown'),
     ],
 )
