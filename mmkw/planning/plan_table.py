@@ -11,8 +11,9 @@ from torch import nn
 
 from ..kernel_warehouse.attention import count_parameters
 from ..kernel_warehouse.layers import KWLayer
-from ..kernel_warehouse.partition import WarehousePartition
+from ..kernel_warehouse.partition import KernelPartition, WarehousePartition
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, partition_network
+from ..kernel_warehouse.warehouse import Warehouse
 from ..sample_conv.replacing import in_channels_of
 from .tracing import is_weighted
 
@@ -69,20 +70,11 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
         """
         if not hasattr(network, 'warehouses'):
             raise ValueError(f'{type(network).__name__} has no warehouses, so no plan either')
-        users = {name: {} for name in network.warehouses}
-        names = {warehouse: name for name, warehouse in network.warehouses.items()}
-        for name, module in network.named_modules():
-            if isinstance(module, KWLayer) and module.warehouse in names:
-                users[names[module.warehouse]][name] = module
         plan = cls.__new__(cls)
         plan._network = type(network).__name__
+        partitions = built_partitions(network)
         plan.partitions = {
-            name: WarehousePartition(
-                tuple(network.warehouses[name].cells.shape[1:]),
-                len(network.warehouses[name].cells),
-                {layer: module.partition for layer, module in layers.items()},
-            )
-            for name, layers in users.items()
+            name: partitions[warehouse] for name, warehouse in network.warehouses.items()
         }
         plan._configs = {
             name: WarehouseConfig(
@@ -91,8 +83,10 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
             for name, part in plan.partitions.items()
         }
         plan.attention = {
-            name: sum(count_parameters(module.attention) for module in layers.values())
-            for name, layers in users.items()
+            name: sum(
+                count_parameters(network.get_submodule(layer).attention) for layer in part.kernels
+            )
+            for name, part in plan.partitions.items()
         }
         new = plan.cells + sum(plan.attention.values())
         plan.plain_parameters = count_parameters(network) - new + plan.kernels
@@ -170,6 +164,22 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
             f'{attention / self.plain_parameters:.1%} of the plain network)'
         )
         return '\n'.join(lines)
+
+
+def built_partitions(network: nn.Module) -> dict[Warehouse, WarehousePartition]:
+    """The cells and mixtures of each warehouse of a network that has its warehouses already.
+
+    Warehouses that single layers own are among them. They come in the order in which the layers
+    first use them.
+    """
+    kernels: dict[Warehouse, dict[str, KernelPartition]] = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, KWLayer) and not layer.awaits_plan:
+            kernels.setdefault(layer.warehouse, {})[name] = layer.partition
+    return {
+        warehouse: WarehousePartition(tuple(warehouse.cells.shape[1:]), len(warehouse.cells), users)
+        for warehouse, users in kernels.items()
+    }
 
 
 def _plain_layers(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import load_tool, refused
 
-from mmkw.analysis.paper_tables import TABLES, count_parameters
+from mmkw.analysis.paper_tables import PARAMETER_TABLES, TABLES, BuiltModels
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
@@ -21,21 +21,34 @@ def listed(folder: str) -> dict[str, list[str]]:
     return {link[1]: cells[1:] for link, cells in links if link}
 
 
-def test_the_page_in_docs():
+class ModelsOfReadmes(BuiltModels):
     """With the parameters of the READMEs, which other tests compare with the built models."""
-    columns = dict(imagenet=0, coco=0, ablations=1)
-    counts = {
-        f'{folder}/{name}': int(cells[column].replace(',', ''))
-        for folder, column in columns.items()
-        for name, cells in listed(folder).items()
-    }
-    page = load_tool('analysis_tools/paper_tables').page(counts.__getitem__)
+
+    def __init__(self):
+        super().__init__(CONFIGS)
+        columns = dict(imagenet=0, coco=0, ablations=1)
+        self.counts = {
+            f'{folder}/{name}': int(cells[column].replace(',', ''))
+            for folder, column in columns.items()
+            for name, cells in listed(folder).items()
+        }
+
+    def parameters(self, config):
+        return self.counts[config]
+
+
+def test_all_tables_of_the_paper_are_there():
+    assert [table.number for table in TABLES] == list(range(1, 18))
+
+
+def test_the_page_in_docs():
+    page = load_tool('analysis_tools/paper_tables').page(ModelsOfReadmes())
     assert page == (ROOT / 'docs' / 'tables.md').read_text(encoding='utf-8')
 
 
 def test_every_ablation_is_in_a_table_and_in_the_readme():
     rows = {}
-    for table in TABLES:
+    for table in PARAMETER_TABLES:
         for row in table.rows:
             tables, _ = rows.setdefault(row.config, ([], row.values))
             tables.append(str(table.number))
@@ -47,7 +60,8 @@ def test_every_ablation_is_in_a_table_and_in_the_readme():
 
 @pytest.mark.parametrize('path', ABLATIONS, ids=lambda path: path.stem)
 def test_parameters_of_ablations(path):
-    assert listed('ablations')[path.stem][1] == f'{count_parameters(path):,}'
+    parameters = BuiltModels(CONFIGS).parameters(f'ablations/{path.stem}')
+    assert listed('ablations')[path.stem][1] == f'{parameters:,}'
 
 
 def test_prints_tables(capsys):
@@ -58,8 +72,39 @@ def test_prints_tables(capsys):
     assert 'Table 1:' not in out
 
 
-def test_errors(tmp_path):
+def rows_of(number):
+    """The cells of a table in docs, without its head."""
+    text = (ROOT / 'docs' / 'tables.md').read_text(encoding='utf-8')
+    section = text.split(f'## Table {number}: ')[1].split('## Table')[0]
+    lines = [line for line in section.splitlines() if line.startswith('|')][2:]
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+
+
+def test_sizes_and_stages_of_warehouses_are_the_papers():
+    """All but those of MobileNetV2 0.5x, for which the paper repeats the numbers of 1.0x."""
+    for backbone, _, _, m, our_m, n, our_n in rows_of(14):
+        assert (m == our_m and n == our_n) != backbone.startswith('MobileNetV2 (0.5x)')
+    unlisted = []
+    for layer, _, _, cell, our_cell, stage, our_stage, new_cell, our_new_cell in rows_of(15):
+        if stage:
+            assert (cell, stage, new_cell) == (our_cell, our_stage, our_new_cell), layer
+        else:
+            unlisted.append(layer)
+    assert unlisted == [f'`layer{stage}.0.downsample.0`' for stage in (2, 3, 4)]
+
+
+class OtherModels(BuiltModels):
+    def parameters(self, config):
+        return 26_000_000
+
+    def warehouses(self, config):
+        return super().warehouses(config)[1:]
+
+
+def test_errors():
     tool = load_tool('analysis_tools/paper_tables')
-    assert 'there is no table 14 here; there are 1, 2' in refused(tool, '--tables', '14')
+    assert 'there is no table 18 here; there are 1, 2' in refused(tool, '--tables', '18')
     with pytest.raises(ValueError, match='resnet50.* 26,000,000 parameters.* prints 25.56M'):
-        tool.page(lambda config: 26_000_000, [7])
+        tool.page(OtherModels(CONFIGS), [7])
+    with pytest.raises(ValueError, match=r'1d4x.* m = \(188, 188, 108\).* prints m = \(224, 188'):
+        tool.page(OtherModels(CONFIGS), [14])

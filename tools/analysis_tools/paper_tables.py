@@ -4,8 +4,8 @@ python tools/analysis_tools/paper_tables.py
 python tools/analysis_tools/paper_tables.py --tables 1 8
 python tools/analysis_tools/paper_tables.py --markdown docs/tables.md
 
-All accuracies, speeds and memory are the paper's. Parameters are counted in the models of the
-configs, which are built without memory for them.
+All accuracies, speeds and memory are the paper's. Parameters, kernel cells and linear mixtures are
+counted in the models of the configs, which are built without memory for their parameters.
 """
 
 import argparse
@@ -22,8 +22,9 @@ INTRODUCTION = """# The paper's tables
 
 **Accuracies, speeds and memory are the paper's**, not results of this code. The parameters
 are counted in the models of the configs, 1000 classes or the whole detector included. Where
-the column of differences is empty, the paper prints the same count, rounded. Tables 14 and 15 are
-what `tools/analysis_tools/show_plan.py` shows of a config.
+the column of differences is empty, the paper prints the same count, rounded. The cells and mixtures
+of Tables 14 and 15 are those of the same models; `tools/analysis_tools/show_plan.py` shows them for
+any config.
 
 <!-- Written by tools/analysis_tools/paper_tables.py --markdown docs/tables.md -->
 
@@ -44,19 +45,19 @@ def main(argv=None):
         from mmengine.logging import MMLogger
 
         import mmkw  # noqa: F401
-        from mmkw.analysis.paper_tables import count_parameters
+        from mmkw.analysis.paper_tables import BuiltModels
         from mmkw.files import write_whole
 
         # What is replaced and planned in each model is logged.
         MMLogger.get_current_instance().setLevel(logging.WARNING)
-        text = page(lambda config: count_parameters(ROOT / 'configs' / f'{config}.py'), args.tables)
+        text = page(BuiltModels(ROOT / 'configs'), args.tables)
         if args.markdown is None:
             print(text)
         else:
             write_whole(text, Path(args.markdown))
 
 
-def page(count, numbers=None):
+def page(models, numbers=None):
     """The text of the page, with all tables or those of some numbers."""
     from mmkw.analysis.paper_tables import TABLES, render
 
@@ -66,7 +67,7 @@ def page(count, numbers=None):
             raise ValueError(
                 f'there is no table {number} here; there are {", ".join(map(str, known))}'
             )
-    return INTRODUCTION + render(count, [known[number] for number in numbers or known])
+    return INTRODUCTION + render(models, [known[number] for number in numbers or known])
 
 
 if __name__ == '__main__':

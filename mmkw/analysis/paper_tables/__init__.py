@@ -1,7 +1,7 @@
-"""The tables of the paper, with the parameters of the models built here beside those printed."""
+"""The tables of the paper, with what the models built here have beside what is printed."""
 
-from .counting import count_parameters
-from .rendering import render
-from .tables import NOTES, TABLES
+from .models import BuiltModels
+from .rendering import TABLES, render
+from .tables import PARAMETER_TABLES
 
-__all__ = ['NOTES', 'TABLES', 'count_parameters', 'render']
+__all__ = ['PARAMETER_TABLES', 'TABLES', 'BuiltModels', 'render']

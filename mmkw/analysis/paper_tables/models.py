@@ -1,15 +1,19 @@
-"""Counting the parameters of the models of configs, without memory for them."""
+"""What the models of configs have, counted in the models themselves."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ...kernel_warehouse.partition import WarehousePartition
+from ...planning.plan_table import built_partitions
 from ..configs import without_checkpoints
 
 # Models read rates of drop paths and initial values from these, so they need memory.
@@ -24,15 +28,31 @@ class _ValuesOnCPU(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def count_parameters(config: str | os.PathLike) -> int:
-    """Count the parameters of the model of a config.
+class BuiltModels:
+    """The models of configs, each built once and without memory for its parameters.
 
     Args:
-        config: path of a config of MMPretrain or MMDetection; checkpoints in it are not read.
+        folder: of the configs of MMPretrain and MMDetection. A config's name below is its path
+            there, without suffix. Checkpoints in configs are not read.
     """
-    cfg = Config.fromfile(config)
-    model = ConfigDict(without_checkpoints(cfg.model.to_dict()))
-    scope = DefaultScope.overwrite_default_scope(cfg.default_scope)
-    with scope, torch.device('meta'), _ValuesOnCPU():
-        network = MODELS.build(model)
-    return sum(parameter.numel() for parameter in network.parameters())
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self._folder = Path(folder)
+        self._models: dict[str, nn.Module] = {}
+
+    def parameters(self, config: str) -> int:
+        """The parameters of the whole model."""
+        return sum(parameter.numel() for parameter in self._build(config).parameters())
+
+    def warehouses(self, config: str) -> list[WarehousePartition]:
+        """The warehouses, in the order in which the layers first use them."""
+        return list(built_partitions(self._build(config)).values())
+
+    def _build(self, config: str) -> nn.Module:
+        if config not in self._models:
+            cfg = Config.fromfile(self._folder / f'{config}.py')
+            model = ConfigDict(without_checkpoints(cfg.model.to_dict()))
+            scope = DefaultScope.overwrite_default_scope(cfg.default_scope)
+            with scope, torch.device('meta'), _ValuesOnCPU():
+                self._models[config] = MODELS.build(model)
+        return self._models[config]
