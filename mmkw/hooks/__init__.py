@@ -2,16 +2,16 @@
 
 from .attention_hook import KWAttentionHook
 from .finite_loss_hook import FiniteLossHook
-from .resume_hooks import EpochSeedHook, WholeEpochHook
+from .resume_hooks import SeedHook, WholeEpochHook
 from .start_hook import KWStartHook
 from .temperature_hook import KWDisableAttentionInitHook, KWTemperatureHook
 
 __all__ = [
-    'EpochSeedHook',
     'FiniteLossHook',
     'KWAttentionHook',
     'KWDisableAttentionInitHook',
     'KWStartHook',
     'KWTemperatureHook',
+    'SeedHook',
     'WholeEpochHook',
 ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 
 @HOOKS.register_module()
@@ -40,39 +42,58 @@ class WholeEpochHook(Hook):
 
 
 @HOOKS.register_module()
-class EpochSeedHook(Hook):
-    """Seeds all random generators anew at the start of every epoch.
+class SeedHook(Hook):
+    """Seeds all random generators anew at the start of every epoch, or of every iteration.
 
     Random augmentation, dropout and drop path are then the same in a resumed run as in one that was
-    not interrupted. The seed of an epoch follows from the run's seed, the epoch and the process, so
-    no states have to be saved::
+    not interrupted. The seed follows from the run's seed, the epoch (in a training loop that counts
+    iterations, the iteration) and the process, so no states have to be saved::
 
-        custom_hooks = [dict(type='EpochSeedHook')]
+        custom_hooks = [dict(type='SeedHook')]
 
-    It seeds Python's, NumPy's and PyTorch's generators (CPU and GPUs) of the main process.
-    MMEngine seeds those of worker processes when they start, which is at every epoch unless the
-    data loader has ``persistent_workers=True``: such workers go on from states that no checkpoint
-    holds, and augmentation in a resumed run differs.
+    It seeds Python's, NumPy's and PyTorch's generators (CPU and GPUs) of the main process. MMEngine
+    seeds those of worker processes when they start. A loop that counts iterations lets them repeat
+    what they did before the checkpoint. One that counts epochs starts them at every epoch, unless
+    the data loader has ``persistent_workers=True``: such workers go on from states that no
+    checkpoint holds, and augmentation in a resumed run differs.
 
     Raises:
-        ValueError: before training, if the loop counts iterations.
+        ValueError: before training, if the loop is neither MMEngine's ``EpochBasedTrainLoop`` nor
+            ``IterBasedTrainLoop``.
     """
 
     # Before other hooks draw random numbers.
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Check that there are epochs."""
-        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        """Check the loop; one that counts iterations takes its batches with new seeds."""
+        loop = runner.train_loop
+        if isinstance(loop, IterBasedTrainLoop):
+            # No hook runs between the batches that a resumed run skips and the one that it takes.
+            loop.dataloader_iterator = _seeding(loop.dataloader_iterator, runner.seed)
+        elif not isinstance(loop, EpochBasedTrainLoop):
             raise ValueError(
-                f'EpochSeedHook needs a training loop that counts epochs, but got '
-                f'{type(runner.train_loop).__name__}; remove the hook'
+                f'SeedHook needs an EpochBasedTrainLoop or IterBasedTrainLoop, but got '
+                f'{type(loop).__name__}; remove the hook'
             )
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed the generators for the epoch that begins."""
-        state = np.random.SeedSequence([runner.seed, runner.epoch, get_rank()])
-        seed = int(state.generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)  # of all devices
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            _seed(runner.seed, runner.epoch)
+
+
+def _seeding(batches: Iterator, run_seed: int) -> Iterator:
+    """The same batches, each of which is taken with seeds of its own."""
+    for iteration in itertools.count():
+        _seed(run_seed, iteration)
+        yield next(batches)
+
+
+def _seed(run_seed: int, step: int) -> None:
+    """Seed all generators of this process."""
+    state = np.random.SeedSequence([run_seed, step, get_rank()])
+    seed = int(state.generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # of all devices
