@@ -4,10 +4,17 @@ import inspect
 
 import pytest
 from mmcv.cnn import ConvModule
-from mmengine.registry import HOOKS, MODELS
+from mmengine.registry import HOOKS, MODELS, DefaultScope
 
 import mmkw  # noqa: F401
 from mmkw.sample_conv import DynamicLayer
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """Heads look up their losses in MMPretrain's, whatever scope another test has left."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
 
 
 def registered(registry):
