@@ -15,7 +15,7 @@ TORCH_TESTS := $(addprefix tests/test_checkpoints/test_,loading.py checkpoint_lo
 	publishing.py mutations.py)
 
 RUN_NEEDS := torch torchvision mmengine mmcv.ops mmdet mmpretrain sklearn matplotlib
-TEST_NEEDS := pytest tensorboard safetensors mim
+TEST_NEEDS := pytest tensorboard safetensors timm mim
 
 ifdef PYTHON
 PY := $(PYTHON)

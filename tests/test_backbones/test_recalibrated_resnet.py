@@ -13,10 +13,18 @@ CLASSIFIER = 512 * 1000 + 1000
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def make(kind, **options):
+def make(kind, depth=18, base_channels=64, frozen_stages=-1, **options):
     torch.manual_seed(0)
-    size = dict(depth=18) | options
-    return MODELS.build(dict(type='RecalibratedResNet', recalibration=dict(type=kind), **size))
+    return MODELS.build(
+        dict(
+            type='RecalibratedResNet',
+            depth=depth,
+            stem_channels=base_channels,
+            base_channels=base_channels,
+            frozen_stages=frozen_stages,
+            recalibration=dict(type=kind, **options),
+        )
+    )
 
 
 def sigmoid(x):
@@ -31,14 +39,14 @@ def se(module, x):
 
 
 def cbam(module, x):
-    first, last = module.mlp[0], module.mlp[2]
+    first, last = module.channel.fc1, module.channel.fc2
     logits = 0
     for pooled in (x.mean((2, 3)), x.flatten(2).max(2)[0]):
-        hidden = (pooled @ first.weight.T + first.bias).clamp(min=0)
-        logits = logits + hidden @ last.weight.T + last.bias
+        hidden = (pooled @ first.weight[..., 0, 0].T + first.bias).clamp(min=0)
+        logits = logits + hidden @ last.weight[..., 0, 0].T + last.bias
     x = x * sigmoid(logits)[..., None, None]
-    maps = torch.cat([x.max(1, keepdim=True)[0], x.mean(1, keepdim=True)], 1)
-    y = F.conv2d(maps, module.spatial.conv.weight, padding=3)
+    maps = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]], 1)
+    y = F.conv2d(maps, module.spatial.conv.conv.weight, padding=3)
     # As norms start, in evaluation.
     return x * sigmoid(y / (1 + 1e-5) ** 0.5)
 
@@ -65,7 +73,7 @@ def test_parameters(kind, parameters):
 @pytest.mark.parametrize('depth', [18, 50])
 @pytest.mark.parametrize('kind', BY_HAND)
 def test_scales_what_is_added_to_the_identity(kind, depth):
-    network = make(kind, depth=depth, base_channels=16, stem_channels=16)
+    network = make(kind, depth=depth, base_channels=16)
     network.eval()
     block = network.layer2[0]
     for parameter in block.drop_path.parameters():
@@ -83,14 +91,22 @@ def test_scales_what_is_added_to_the_identity(kind, depth):
 
 
 def test_a_plain_checkpoint_fits():
-    network = make('ECA', base_channels=8, stem_channels=8)
+    network = make('ECA', base_channels=8)
     plain = ResNet(18, base_channels=8, stem_channels=8)
     missing, unexpected = network.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected and len(missing) == 8
 
 
+def test_options():
+    """Counts by hand: linear layers to 16 of the 64 channels, and convolutions of other sizes."""
+    block = make('CBAM', ratio=4, kernel_size=3).layer1[0].drop_path.recalibration
+    assert sum(p.numel() for p in block.parameters()) == 2 * 64 * 16 + 16 + 64 + 2 * 9 + 2
+    block = make('ECA', kernel_size=5).layer4[0].drop_path.recalibration
+    assert [p.numel() for p in block.parameters()] == [5]
+
+
 def test_frozen_stages():
-    network = make('SE', frozen_stages=1, base_channels=8, stem_channels=8)
+    network = make('SE', frozen_stages=1, base_channels=8)
     assert not any(p.requires_grad for p in network.layer1.parameters())
     assert all(p.requires_grad for p in network.layer2.parameters())
 
@@ -98,3 +114,9 @@ def test_frozen_stages():
 def test_bad_type_is_named():
     with pytest.raises(ValueError, match="one of SE, CBAM, ECA, but got 'GE'"):
         make('GE')
+
+
+@pytest.mark.parametrize('kind', ['CBAM', 'ECA'])
+def test_even_kernels_are_refused(kind):
+    with pytest.raises(ValueError, match=f'kernel_size of {kind} must be odd, but got 4'):
+        make(kind, kernel_size=4)

@@ -5,7 +5,8 @@ python tools/analysis_tools/paper_tables.py --tables 1 8
 python tools/analysis_tools/paper_tables.py --markdown docs/tables.md
 
 All accuracies, speeds and memory are the paper's. Parameters, kernel cells and linear mixtures are
-counted in the models of the configs, which are built without memory for their parameters.
+counted in the models of the configs, which are built without memory for their parameters. Table 1
+needs timm.
 """
 
 import argparse
