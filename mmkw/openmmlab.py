@@ -5,15 +5,42 @@ checkpoint loader takes the place of MMEngine's, and configs are known as bases 
 as models by name.
 """
 
-from mmcv.cnn.bricks import Conv2dAdaptivePadding, wrappers
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmcv.cnn.bricks import Conv2dAdaptivePadding, build_norm_layer, wrappers
 from mmengine.registry import FUNCTIONS, MODELS
+from torch import nn
 
 from . import optim_constructor  # noqa: F401
 from .dynamic_conv import CGConv2d, CondConv2d, DCDConv2d, DYConv2d, ODConv2d, WeightNetConv2d
 from .kernel_warehouse import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
+from .kernel_warehouse.attention import AttentionConfig
 from .kernel_warehouse.sharding import keep_warehouses_whole
 from .registry import register_classifiers, register_scope
 from .sample_conv.replacing import PLAIN_LAYERS, PlainLayer, pad_to_ceil
+
+# Norms of maps, and what computes the same for vectors.
+_NORMS_OF_VECTORS = {'BN': 'BN1d', 'BN2d': 'BN1d', 'BN3d': 'BN1d', 'LN2d': 'LN'}
+
+
+def norm_from_config(norm_cfg: Mapping[str, Any], width: int) -> nn.Module:
+    """The norm of a ``norm_cfg`` for vectors of this width, by MMCV's registry.
+
+    Raises:
+        ValueError: if its type is not registered or an argument is missing, unknown or wrong.
+    """
+    kind = norm_cfg['type']
+    name = kind.rpartition('.')[2] if isinstance(kind, str) else kind
+    try:
+        _, norm = build_norm_layer({**norm_cfg, 'type': _NORMS_OF_VECTORS.get(name, kind)}, width)
+    except KeyError as error:
+        raise ValueError(f'no norm {kind!r} is registered') from error
+    except AssertionError as error:
+        raise ValueError(str(error) or 'num_groups is missing') from error
+    return norm
 
 
 def register() -> None:
@@ -25,6 +52,7 @@ def register() -> None:
     ):  # fmt: skip
         MODELS.register_module(module=layer)
     FUNCTIONS.register_module(module=keep_warehouses_whole)
+    AttentionConfig.norm_from_config = staticmethod(norm_from_config)
     KWLayer.cure_of_plain_checkpoint = (
         'choose a budget of at least 1, load a checkpoint of a KW model, or remove init_cfg or '
         'load_from to train from scratch'

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Callable, Union
+from functools import partial
+from typing import Any, Callable, ClassVar, Union
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,11 @@ from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS, anneal, check
 from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from .partition import KernelPartition, Ratio, as_fraction
 
-NormLayer = Union[str, Callable[[int], nn.Module]]
+NormLayer = Union[str, Mapping[str, Any], Callable[[int], nn.Module]]
 
 _MIN_HIDDEN = 16
 SCOPES = ('warehouse', 'mixture')
+_NORMS_OF_MAPS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.modules.instancenorm._InstanceNorm)
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class AttentionConfig:
     Attributes:
         reduction: hidden width relative to the layer's input channels. The width is at least 16.
             Defaults to 1/16.
-        norm_layer: the norm of the hidden vector: a class of ``torch.nn`` by name, or a callable
-            that takes the width. In training batch norm uses its running statistics for a batch
+        norm_layer: the norm of the hidden vector: a class of ``torch.nn`` by name, a callable that
+            takes the width, or, where OpenMMLab is installed, the ``norm_cfg`` of a network, such
+            as ``dict(type='SyncBN')`` or ``dict(type='GN', num_groups=4)``; ``'BN'`` is then the
+            batch norm of vectors. In training batch norm uses its running statistics for a batch
             of a single sample; with such batches throughout, or many copies of an image in a
             batch, choose ``'LayerNorm'``. Defaults to ``'BatchNorm1d'``.
         basis_ratio: size of the non-local basis (the released ResNet50 1/2x). Only the layer's own
@@ -48,11 +52,14 @@ class AttentionConfig:
         od_heads: whether to add ODConv's attentions, from the same hidden vector: sigmoids over
             input channels, output channels and, for kernels of more than one position, positions
             (Table 17). Defaults to False.
+        norm_from_config: class attribute, makes the norm of a ``norm_cfg`` for a width;
+            :mod:`mmkw.openmmlab` sets it.
 
     Raises:
         ValueError: if ``reduction`` or ``basis_ratio`` is not a positive number, ``norm_layer``,
             ``function`` or ``scope`` is unknown, or both ``basis_ratio`` and the scope
-            ``'mixture'`` are given.
+            ``'mixture'`` are given; when a layer is built, if the norm is one of maps or cannot
+            have the width.
     """
 
     reduction: Ratio = 1 / 16
@@ -61,12 +68,13 @@ class AttentionConfig:
     function: str = 'caf'
     scope: str = 'warehouse'
     od_heads: bool = False
+    norm_from_config: ClassVar[Callable[[Mapping[str, Any], int], nn.Module] | None] = None
 
     def __post_init__(self) -> None:
         as_fraction('reduction', self.reduction)
         if self.basis_ratio is not None:
             as_fraction('basis_ratio', self.basis_ratio)
-        _norm_class(self.norm_layer)
+        self._norm_factory()
         check_function(self.function)
         if self.scope not in SCOPES:
             raise ValueError(f'scope must be one of {SCOPES}, but got {self.scope!r}')
@@ -109,7 +117,34 @@ class AttentionConfig:
 
     def norm(self, width: int) -> nn.Module:
         """A new norm of the hidden vector."""
-        return _norm_class(self.norm_layer)(width)
+        try:
+            norm = self._norm_factory()(width)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f'norm_layer={self.norm_layer!r} does not suit the {width} channels of an '
+                f'attention: {error}'
+            ) from error
+        if isinstance(norm, _NORMS_OF_MAPS):
+            raise ValueError(
+                f'norm_layer={self.norm_layer!r} is a norm of maps, but the hidden vector of an '
+                f"attention has no positions; choose 'BatchNorm1d' or 'LayerNorm'"
+            )
+        return norm
+
+    def _norm_factory(self) -> Callable[[int], nn.Module]:
+        norm_layer, from_config = self.norm_layer, type(self).norm_from_config
+        if callable(norm_layer):
+            return norm_layer
+        if isinstance(norm_layer, Mapping) and 'type' in norm_layer and from_config is not None:
+            return partial(from_config, norm_layer)
+        found = getattr(nn, norm_layer, None) if isinstance(norm_layer, str) else None
+        if found is None:
+            raise ValueError(
+                f"norm_layer must be a norm of torch.nn, such as 'BatchNorm1d', 'SyncBatchNorm' or "
+                f"'LayerNorm', a callable that takes the width, or with OpenMMLab a norm_cfg, but "
+                f'got {norm_layer!r}'
+            )
+        return found
 
     def fixed_parameters(self, in_channels: int) -> int:
         """Parameters that do not depend on mixtures and cells: the first linear layer and norm."""
@@ -342,15 +377,3 @@ def _width(size: int, ratio: Ratio) -> int:
 def _has_bias_before(norm: nn.Module) -> bool:
     """Whether the linear layer before the norm has a bias, as in the release."""
     return not isinstance(norm, nn.modules.batchnorm._BatchNorm)
-
-
-def _norm_class(norm_layer: NormLayer) -> Callable[[int], nn.Module]:
-    if callable(norm_layer):
-        return norm_layer
-    found = getattr(nn, norm_layer, None) if isinstance(norm_layer, str) else None
-    if found is None:
-        raise ValueError(
-            f"norm_layer must be a norm of torch.nn, such as 'BatchNorm1d', 'SyncBatchNorm' or "
-            f"'LayerNorm', or a callable that takes the width, but got {norm_layer!r}"
-        )
-    return found

@@ -167,7 +167,8 @@ def apply_plan(network: nn.Module, plan: Plan, freeze_idle: bool = True) -> nn.M
             replaced = plain[layer_name]
             if layer is not replaced:
                 layer.attention.train(replaced.training).to(replaced.weight)
-                layer.attention.requires_grad_(replaced.weight.requires_grad)
+                if not replaced.weight.requires_grad:
+                    layer.attention.requires_grad_(False)
                 warehouse.to(replaced.weight)
     if freeze_idle:
         freeze_idle_warehouses(network)

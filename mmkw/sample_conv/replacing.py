@@ -136,7 +136,8 @@ def replace_layers(
             if kind.pad_input is not None:
                 layer.pad_input = kind.pad_input
             layer.train(plain.training).to(plain.weight)
-            layer.requires_grad_(plain.weight.requires_grad)
+            if not plain.weight.requires_grad:
+                layer.requires_grad_(False)
             for parent, child in places[plain]:
                 setattr(parent, child, layer)
         layer.layer_name = name

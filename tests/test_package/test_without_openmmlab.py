@@ -69,12 +69,13 @@ with warnings.catch_warnings(record=True) as caught:
     layer.load_state_dict(plain.state_dict())
 messages.append(str(caught[0].message))
 collect(lambda: layer(torch.zeros(1, 8, 4, 4)))
+collect(lambda: mmkw.KWConv2d(8, 8, 3, attention=dict(norm_layer=dict(type='BN'))))
 collect(lambda: mmkw.set_temperature(plain, 0))
 collect(lambda: mmkw.KWConv2d(8, 8, 3, budget=2).load_state_dict(layer.state_dict()))
 other = nn.Sequential(nn.Conv2d(3, 8, 3))
 mmkw.apply_plan(other, {'another': mmkw.WarehouseConfig(['0'])})
 collect(lambda: other.load_state_dict(network.state_dict(), strict=False))
-assert len(messages) == 6, messages
+assert len(messages) == 7, messages
 print(*messages, sep='\\n')
 assert not any(name.split('.')[0].startswith('mm') and name[:4] != 'mmkw' and name != 'mmap'
                for name in sys.modules)
