@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from mmpretrain.models import ResNet
-from mmpretrain.models.backbones.resnet import Bottleneck
 from torch import Tensor
 
+from .network_sizes import (
+    MOBILENET_V2_OUTPUTS,
+    mobilenet_v2_channels,
+    mobilenet_v2_width,
+    resnet_channels,
+    resnet_depth,
+    tensor_length,
+)
 from .plain_tensor_names import FORMATS, rename
+from .released_models import CLASSIFIER, DETECTOR, IdentifiedModel, build_classifier, build_detector
 
 # Every ODConv layer has a channel attention, and no other layer has one.
 _MARK = '.attention.channel_fc.'
@@ -19,8 +25,6 @@ _MOBILENET_V2_NAMES = FORMATS['MobileNetV2 of torchvision']
 # Which convolutions are ODConv layers; see the docs of DynamicBackbone.
 _RESNET_LAYERS = ['layer*.conv?']
 _MOBILENET_V2_LAYERS = ['layer*', 'conv2.conv']
-# MobileNetV2's widths, by the channels of the stem.
-_WIDTHS = {32: 1.0, 24: 0.75, 16: 0.5}
 # The networks with configs, by the name that these have.
 _CLASSIFIERS = {
     **{f'resnet{depth}-{kernels}x': '8xb32-100e' for depth in (18, 34, 50) for kernels in (1, 4)},
@@ -34,55 +38,41 @@ _CLASSIFIERS = {
 _DETECTORS = {'resnet50-4x': 'resnet50-4x', 'mobilenet-v2-w100-4x': 'mobilenet-v2-4x'}
 
 
-class ODConvNetwork(NamedTuple):
-    """A network of the ODConv release.
-
-    Attributes:
-        backbone: its config.
-        out_indices: of the plain backbone in a detector.
-        targets: the released name of each tensor -> its name in a classifier of MMPretrain.
-        configs: the files for ``'ImageClassifier'`` and ``'MaskRCNN'``, where there are any.
-    """
-
-    backbone: dict[str, Any]
-    out_indices: tuple[int, ...]
-    targets: dict[str, str]
-    configs: dict[str, str]
-
-    @property
-    def backbone_in_detector(self) -> dict[str, Any]:
-        plain = dict(self.backbone['backbone'], out_indices=self.out_indices)
-        return dict(self.backbone, backbone=plain)
-
-
 def is_odconv(names: Iterable[str]) -> bool:
     """Whether tensors with these names are those of an ODConv network."""
     return any(_MARK in name for name in names)
 
 
-def identify_odconv(names: Mapping[str, str], released: Mapping[str, Tensor]) -> ODConvNetwork:
+def identify_odconv(
+    kind: str, names: Mapping[str, str], released: Mapping[str, Tensor]
+) -> IdentifiedModel:
     """Which ResNet or MobileNetV2 it is, and of how many kernels.
 
     Args:
-        names: the name of each tensor in the file -> the same without ``module.`` and
-            ``backbone.``.
+        kind: ``'ImageClassifier'`` or ``'MaskRCNN'``.
+        names: the name of each tensor of backbone and classifier in the file -> the same without
+            ``module.`` and ``backbone.``.
         released: the tensors by their names in the file.
 
     Raises:
         ValueError: if a name is unknown, or no network of the release has these blocks, this width
             or these kernels.
     """
-    tensors = {short: released[name] for name, short in names.items()}
-    kernels = _num_kernels(tensors)
-    if any(short.startswith('features.0.0.') for short in tensors):
-        width = _mobilenet_v2_width(tensors)
+    kernels = _num_kernels({short: released[name] for name, short in names.items()})
+    is_mobilenet_v2 = any(short.startswith('features.0.0.') for short in names.values())
+    targets = _targets(names, _MOBILENET_V2_NAMES if is_mobilenet_v2 else _RESNET_NAMES)
+    tensors = {target: released[name] for name, target in targets.items()}
+    if is_mobilenet_v2:
+        width = mobilenet_v2_width(tensors, (1.0, 0.75, 0.5))
         plain = dict(type='mmpretrain.MobileNetV2', widen_factor=width)
-        rules, layers, out_indices = _MOBILENET_V2_NAMES, _MOBILENET_V2_LAYERS, (1, 2, 4, 7)
+        layers, out_indices = _MOBILENET_V2_LAYERS, MOBILENET_V2_OUTPUTS
+        channels = mobilenet_v2_channels(width)
         name = f'mobilenet-v2-w{100 * width:03.0f}-{kernels}x'
     else:
-        depth = _resnet_depth(tensors)
+        depth = resnet_depth(tensors)
         plain = dict(type='mmpretrain.ResNet', depth=depth)
-        rules, layers, out_indices = _RESNET_NAMES, _RESNET_LAYERS, (0, 1, 2, 3)
+        layers, out_indices = _RESNET_LAYERS, (0, 1, 2, 3)
+        channels = resnet_channels(depth)
         name = f'resnet{depth}-{kernels}x'
     backbone = dict(
         type='DynamicBackbone',
@@ -90,14 +80,25 @@ def identify_odconv(names: Mapping[str, str], released: Mapping[str, Tensor]) ->
         layer=dict(type='ODConv2d', num_kernels=kernels),
         layers=layers,
     )
-    configs = {}
-    if name in _CLASSIFIERS:
-        config = f'configs/imagenet/odconv-{name}_{_CLASSIFIERS[name]}_in1k.py'
-        configs['ImageClassifier'] = config
-    if name in _DETECTORS:
-        config = f'configs/coco/mask-rcnn_odconv-{_DETECTORS[name]}_fpn_1x_coco.py'
-        configs['MaskRCNN'] = config
-    return ODConvNetwork(backbone, out_indices, _targets(names, rules), configs)
+    meta: dict[str, Any] = dict(model=kind, backbone=backbone, config=_find_config(kind, name))
+    if kind == DETECTOR:
+        in_detector = dict(backbone, backbone=dict(plain, out_indices=out_indices))
+        return IdentifiedModel(meta, build_detector(in_detector, channels), targets)
+    meta['head'] = dict(
+        type='mmpretrain.LinearClsHead',
+        num_classes=tensor_length(tensors, 'head.fc.bias'),
+        in_channels=channels[-1],
+    )
+    return IdentifiedModel(meta, build_classifier(backbone, meta['head']), targets)
+
+
+def _find_config(kind: str, name: str) -> str | None:
+    """The config of a network by its name in configs."""
+    if kind == DETECTOR and name in _DETECTORS:
+        return f'configs/coco/mask-rcnn_odconv-{_DETECTORS[name]}_fpn_1x_coco.py'
+    if kind == CLASSIFIER and name in _CLASSIFIERS:
+        return f'configs/imagenet/odconv-{name}_{_CLASSIFIERS[name]}_in1k.py'
+    return None
 
 
 def _targets(names: Mapping[str, str], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -125,28 +126,3 @@ def _num_kernels(tensors: Mapping[str, Tensor]) -> int:
             f'input channels, height, width) with one number of kernels, but found {found}'
         )
     return found.pop()
-
-
-def _mobilenet_v2_width(tensors: Mapping[str, Tensor]) -> float:
-    stem = tensors.get('features.0.0.weight')
-    channels = None if stem is None else len(stem)
-    if channels not in _WIDTHS:
-        raise ValueError(
-            f'expected the stem of an ODConv MobileNetV2 to have one of {list(_WIDTHS)} channels, '
-            f'for widths {list(_WIDTHS.values())}, but it has {channels}'
-        )
-    return _WIDTHS[channels]
-
-
-def _resnet_depth(tensors: Mapping[str, Tensor]) -> int:
-    matches = (re.match(r'layer(\d)\.(\d+)\.', name) for name in tensors)
-    blocks = {match.groups() for match in matches if match}
-    found = tuple(sum(stage == str(number) for stage, _ in blocks) for number in range(1, 5))
-    has_bottleneck = any('.conv3.' in name for name in tensors)
-    for depth, (block, stage_blocks) in ResNet.arch_settings.items():
-        if found == tuple(stage_blocks) and has_bottleneck == (block is Bottleneck):
-            return depth
-    raise ValueError(
-        f'no ResNet of a depth in {sorted(ResNet.arch_settings)} has {found} '
-        f'{"bottleneck" if has_bottleneck else "basic"} blocks'
-    )

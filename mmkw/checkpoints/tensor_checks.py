@@ -22,3 +22,12 @@ def check_values(name: str, value: Tensor) -> None:
             f'{name} has values that are infinite, not a number or too large for float32; the file '
             f'is damaged or its training diverged, so get another one'
         )
+
+
+def same_but_ones(left: Tensor, right: Tensor) -> bool:
+    """Whether two shapes are the same but for dimensions of size 1.
+
+    Linear layers may stand for 1 x 1 convolutions, and layer scales have shape (C,) or
+    (1, C, 1, 1).
+    """
+    return left.squeeze().shape == right.squeeze().shape

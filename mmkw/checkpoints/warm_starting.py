@@ -19,7 +19,7 @@ from ..sample_conv.replacing import some_of
 from .loading import load_checkpoint
 from .plain_tensor_names import FORMATS, rename
 from .saving import save_checkpoint
-from .tensor_checks import FLOATS, check_values
+from .tensor_checks import FLOATS, check_values, same_but_ones
 
 # Where checkpoints hold their state dict. Averaged weights are the ones to evaluate; MMEngine
 # keeps those in `state_dict`.
@@ -362,8 +362,7 @@ def _is_of_other_length(value: Tensor, expected: Tensor) -> bool:
 
 def _check_tensor(name: str, value: Tensor, expected: Tensor) -> None:
     check_values(name, value)
-    # The layer scale of KWConvNeXt has shape (1, C, 1, 1), that of the plain network (C,).
-    if value.squeeze().shape != expected.squeeze().shape:
+    if not same_but_ones(value, expected):
         hint = ''
         if name.endswith(('pos_embed', 'pos_embedding')):
             hint = (

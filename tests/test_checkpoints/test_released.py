@@ -24,7 +24,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import mmkw
-from mmkw.checkpoints import released_conversion
+from mmkw.checkpoints import released_kernel_warehouse
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'model_converters' / 'released_to_mmkw.py'
@@ -185,7 +185,7 @@ IN_CHANNELS = dict(KWResNet=512, KWMobileNetV2=1280, KWConvNeXt=768)
     ('kind', 'folder'), [('ImageClassifier', 'imagenet'), ('MaskRCNN', 'coco')]
 )
 def test_configs_that_are_named_have_the_backbones(kind, folder):
-    for name, backbone in released_conversion._CONFIGS[kind]:
+    for name, backbone in released_kernel_warehouse.CONFIGS[kind]:
         config = Config.fromfile(CONFIGS / folder / f'{name}.py')
         actual = config.model.backbone
         defaults = inspect.signature(MODELS.get(actual.type)).parameters
