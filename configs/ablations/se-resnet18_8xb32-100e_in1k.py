@@ -1,11 +1,3 @@
-_base_ = '../imagenet/resnet18_8xb32-100e_in1k.py'
+_base_ = './_base_/recalibrated-resnet18_8xb32-100e.py'
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='RecalibratedResNet',
-        depth=18,
-        zero_init_residual=False,
-        recalibration=dict(type='SE'),
-    )
-)
+model = dict(backbone=dict(recalibration=dict(type='SE')))

@@ -1,24 +1,11 @@
-_base_ = './_base_/mask-rcnn_fpn_ms-1x.py'
+_base_ = './_base_/mask-rcnn_compared-resnet50_fpn_ms-1x.py'
 
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='DynamicBackbone',
         backbone=dict(
-            type='KWResNet',
-            depth=50,
-            budget=None,
-            drop_path_rate=0.1,
-            constant_drop_path=True,
-            zero_init_residual=False,
-            out_indices=(0, 1, 2, 3),
-            frozen_stages=1,
-            norm_eval=True,
             init_cfg=dict(
-                type='Pretrained',
-                prefix='backbone.',
-                checkpoint=f'{_base_.work_dirs}/dyconv-resnet50-4x_8xb512-300e_in1k/epoch_300.pth',
-            ),
+                checkpoint=f'{_base_.work_dirs}/dyconv-resnet50-4x_8xb512-300e_in1k/epoch_300.pth'
+            )
         ),
         layer=dict(type='DYConv2d', num_kernels=4),
         layers=['layer*'],

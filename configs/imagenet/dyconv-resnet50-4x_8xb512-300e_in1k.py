@@ -1,10 +1,3 @@
-_base_ = './_base_/compared-resnet50_8xb512-300e.py'
+_base_ = './dyconv-resnet18-4x_8xb512-300e_in1k.py'
 
-# Every convolution but the stem.
-model = dict(
-    backbone=dict(
-        layer=dict(type='DYConv2d', num_kernels=4),
-        layers=['layer*'],
-    )
-)
-custom_hooks = [dict(type='KWTemperatureHook', begin=30, end=1, epochs=10)]
+model = dict(backbone=dict(backbone=dict(depth=50)), head=dict(in_channels=2048))
