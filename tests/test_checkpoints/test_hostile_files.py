@@ -13,7 +13,7 @@ import zipfile
 
 import pytest
 import torch
-from test_loading import stream_of
+from hostile_pickles import stream_of
 
 from mmkw.checkpoints import CheckpointError, load_checkpoint, publish_checkpoint
 

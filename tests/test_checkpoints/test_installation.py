@@ -11,7 +11,7 @@ from mmengine.fileio import LocalBackend, dump, get_file_backend, put, put_text
 from mmengine.fileio.backends import backends, prefix_to_backends
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.visualization import Visualizer
-from test_loading import toy_runner
+from toy_runs import toy_runner
 
 from mmkw.checkpoints import UnsafeCheckpointError, install, load_checkpoint, uninstall
 

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import datetime
-import functools
 import os
 import pickle
 import zipfile
@@ -12,12 +11,12 @@ from collections import OrderedDict, defaultdict
 import numpy as np
 import pytest
 import torch
+from hostile_pickles import Call, payloads, stream_of
 from mmengine.config import ConfigDict
-from mmengine.dataset import DefaultSampler
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel, BaseModule
-from mmengine.runner import Runner
+from mmengine.model import BaseModule
 from torch import nn
+from toy_runs import toy_runner
 
 from mmkw.checkpoints import CheckpointError, UnsafeCheckpointError, allow_classes, load_checkpoint
 
@@ -50,29 +49,6 @@ def assert_same(actual, expected):
 
 def read_by_torch(path):
     return torch.load(path, map_location='cpu', weights_only=False)
-
-
-def stream_of(body):
-    """A checkpoint in torch's stream format whose object is the given pickle."""
-    head = (
-        torch.serialization.MAGIC_NUMBER,
-        torch.serialization.PROTOCOL_VERSION,
-        dict(protocol_version=1001, little_endian=True, type_sizes={}),
-    )
-    return b''.join(pickle.dumps(value, 2) for value in head) + body + pickle.dumps([], 2)
-
-
-class Call:
-    """Pickles as a call; may itself stand for the function of another call."""
-
-    def __init__(self, function, *args):
-        self.function, self.args = function, args
-
-    def __reduce__(self):
-        return self.function, self.args
-
-    def __call__(self):
-        raise AssertionError('only its pickle is of use')
 
 
 @FORMATS
@@ -123,33 +99,6 @@ def test_map_location(tmp_path):
     torch.save(dict(w=torch.ones(2)), path)
     assert load_checkpoint(str(path), map_location='meta')['w'].is_meta
     assert load_checkpoint(path, map_location=None)['w'].device.type == 'cpu'
-
-
-def payloads(marker):
-    """Objects whose unpickling creates the file ``marker``, with the name they need for it."""
-    command = f'touch {marker}'
-    shell = Call(os.system, command)
-
-    inner = marker.parent / 'inner.pth'
-    torch.save(shell, inner)
-
-    # A walk from an admitted class to builtins.open by getattr alone.
-    namespace = Call(getattr, Call(getattr, HistoryBuffer, 'update'), '__globals__')
-    builtin_names = Call(Call(getattr, namespace, 'get'), '__builtins__')
-    opener = Call(Call(getattr, builtin_names, 'get'), 'open')
-
-    return {
-        'shell': (shell, 'posix.system'),
-        'eval': (Call(eval, f'open({str(marker)!r}, "w").close()'), 'builtins.eval'),
-        'getattr': (Call(opener, str(marker), 'w'), 'builtins.getattr'),
-        'nested_load': (
-            Call(torch.storage._load_from_bytes, inner.read_bytes()),
-            'torch.storage._load_from_bytes',
-        ),
-        'partial': (Call(Call(functools.partial, os.system), command), 'functools.partial'),
-        'namespace': (argparse.Namespace(model=dict(w=[shell])), 'posix.system'),
-        'ordered_dict': (OrderedDict(w=1.0, x=shell), 'posix.system'),
-    }
 
 
 @pytest.mark.parametrize('container', ['zip', 'stream', 'pickle'])
@@ -350,38 +299,6 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     torch.save(dict(a=1), tmp_path / 'a.pth')
     assert load_checkpoint('~/a.pth') == dict(a=1)
-
-
-class Toy(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-
-    def forward(self, inputs, mode='tensor'):
-        return dict(loss=self.layers(inputs).square().mean())
-
-
-def toy_runner(work_dir, epochs, **kwargs):
-    data = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    return Runner(
-        model=Toy(),
-        work_dir=str(work_dir),
-        train_dataloader=dict(
-            dataset=[dict(inputs=row) for row in data],
-            sampler=dict(type=DefaultSampler, shuffle=True),
-            batch_size=4,
-            collate_fn=dict(type='default_collate'),
-        ),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=2),
-        param_scheduler=[
-            dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3),
-            dict(type='CosineAnnealingLR', begin=1, T_max=4),
-        ],
-        custom_hooks=[dict(type='EMAHook')],
-        experiment_name=f'{work_dir.name}_{epochs}',
-        **{'randomness': dict(seed=0), **kwargs},
-    )
 
 
 def test_runner_checkpoint(tmp_path):

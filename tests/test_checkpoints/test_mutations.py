@@ -15,9 +15,9 @@ from functools import partial
 import pytest
 import torch
 from golden import load_golden, make_released_checkpoint
+from hostile_pickles import payloads
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import MODELS
-from test_loading import payloads
 
 from mmkw.checkpoints import CheckpointError, convert_released, load_checkpoint
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import load_checkpoint as load_into_model
-from test_loading import Toy, toy_runner
+from toy_runs import Toy, toy_runner
 
 import mmkw
 from mmkw.checkpoints import UnsafeCheckpointError, load_checkpoint, publish_checkpoint

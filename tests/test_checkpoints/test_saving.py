@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from mmengine.runner.checkpoint import save_checkpoint as save_by_mmengine
-from test_loading import toy_runner
+from toy_runs import toy_runner
 
 from mmkw.checkpoints import (
     CheckpointError,

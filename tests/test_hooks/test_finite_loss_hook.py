@@ -1,7 +1,7 @@
 """A diverged run ends with an error, whatever it trains."""
 
 import pytest
-from test_temperature_hook import train
+from temperature_runs import train
 from torch import nn
 
 from mmkw.hooks import FiniteLossHook

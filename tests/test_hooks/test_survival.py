@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from test_temperature_hook import BFloat16OptimWrapper, expected_schedule, train
+from temperature_runs import BFloat16OptimWrapper, expected_schedule, train
 
 import mmkw
 from mmkw.backbones import KWResNet
