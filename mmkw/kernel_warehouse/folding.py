@@ -109,7 +109,7 @@ class FoldableLayer(DynamicLayer):
                 f'{temperature:g}; finish the annealing, call set_temperature(model, 0), or '
                 f'unfold_attentions(model)'
             )
-        attention, cells = copy.deepcopy(self.attention).double(), self.warehouse.cells
+        attention, cells = copy.deepcopy(self.attention).double(), self.warehouse()
         constant = attention.logits(attention.fc2.weight.new_zeros(1, self.num_hidden))
         slopes = attention.logits(torch.eye(self.num_hidden).to(constant)) - constant
         weights = torch.cat([constant, slopes])[..., :-1].to(cells.dtype)
@@ -151,7 +151,8 @@ class FoldableLayer(DynamicLayer):
             self._fold()
 
     def _sources(self) -> list[Tensor]:
-        return [self.warehouse.cells, self.warehouse.temperature, *self.attention.parameters()]
+        warehouse = self.warehouse
+        return [*warehouse.parameters(), *warehouse.buffers(), *self.attention.parameters()]
 
     def _versions(self) -> list[tuple[int, int]]:
         """Which tensors the sources are, and how often PyTorch saw them change."""

@@ -113,7 +113,7 @@ class KWLayer(FoldableLayer):
                 f'and nothing anneals the temperature, so its attention would never be used; '
                 f'{self.way_to_anneal}'
             )
-        cells = self.warehouse.cells
+        cells = self.warehouse()
         hidden = self.attention.hidden(pooled)
         alpha = self.attention(hidden, self.warehouse.temperature).to(cells.dtype)
         channel, filters, spatial = self.attention.od_factors(hidden)

@@ -15,9 +15,9 @@ def keep_warehouses_whole(
 ) -> bool:
     """Wrap policy of FSDP: by size, but never a warehouse alone, nor a part of a dynamic layer.
 
-    FSDP gathers the parameters of a unit when the unit is called. Warehouses are never called: the
-    layers read their cells. So warehouses stay in the unit of the network that holds them, which
-    is gathered for the whole of its forward and backward pass.
+    FSDP gathers the parameters of a unit while the unit is called, but layers go on with the cells
+    of a warehouse after its call. So warehouses stay in the unit of the network that holds them,
+    which is gathered for the whole of its forward and backward pass.
 
     Args:
         module, recurse, nonwrapped_numel: as FSDP passes them to a policy.

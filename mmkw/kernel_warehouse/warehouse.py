@@ -50,6 +50,14 @@ class Warehouse(BankModule, AnnealedModule):
         if own.numel():
             nn.init.kaiming_normal_(own.flatten(0, 1), mode='fan_out', nonlinearity='relu')
 
+    def forward(self) -> Tensor:
+        """Return the cells.
+
+        Layers call the warehouse for them, so that hooks which compute the cells, such as those of
+        ``torch.nn.utils.prune``, run in every forward.
+        """
+        return self.cells
+
     @torch.no_grad()
     def start_from_plain(self, kernel: Tensor, partition: KernelPartition) -> None:
         """Put the blocks of a plain kernel into the cells that its mixtures start from.

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import mmkw
 from mmkw.kernel_warehouse import (
@@ -283,3 +284,25 @@ def test_warehouses_are_no_layer_of_a_sequence(make):
         for layer in some:
             y = layer(y)
         assert torch.equal(y, network(x))
+
+
+def test_pruned_cells_stay_pruned_in_training():
+    network = apply_plan(make_network(), PLAN)
+    warehouse = network.warehouses['body']
+    prune.l1_unstructured(warehouse, 'cells', amount=0.5)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    x = torch.randn(2, 3, 8, 8)
+    kept = warehouse.cells.detach() != 0
+    for _ in range(2):
+        before = warehouse.cells_orig.detach().clone()
+        optimizer.zero_grad()
+        network(x).square().mean().backward()
+        optimizer.step()
+        assert not torch.equal(warehouse.cells_orig[kept], before[kept])
+        assert torch.equal(warehouse.cells_orig[~kept], before[~kept])
+
+    network.eval()
+    y = network(x)
+    prune.remove(warehouse, 'cells')
+    assert torch.equal(warehouse.cells != 0, kept)
+    torch.testing.assert_close(network(x), y)
