@@ -1,6 +1,6 @@
 """Files built to run code, to hang the reader or to exhaust it: each is refused, and quickly.
 
-Every file is read in a process that ends after a second of computing, or with more than 1 GB.
+Every file is read in a process that ends after five seconds of computing, or with more than 1 GB.
 """
 
 import io
@@ -225,7 +225,7 @@ def read_in_bounds(path, content):
         resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, 1)
+        signal.setitimer(signal.ITIMER_PROF, 5)
         message = 'accepted'
         try:
             load_checkpoint(path)
