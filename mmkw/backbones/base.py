@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+
 from ..kernel_warehouse.plan import freeze_idle_warehouses
 from .layer_depth import name_by_depth
 
 
-class WarehouseBackbone:
-    """Mixin before a plain backbone of MMPretrain, whose layers a plan has replaced.
+class WarehouseBackbone(BaseBackbone):
+    """Base before a plain backbone of MMPretrain, whose layers a plan has replaced.
 
     A frozen stage freezes its attentions, as they stand in it. A warehouse is frozen where all the
     layers that use it are, unless the backbone was built with ``freeze_idle_warehouses=False``.

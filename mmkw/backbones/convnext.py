@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ConvNeXt
 from torch import nn
@@ -100,7 +102,7 @@ def convnext_plan(
         ValueError: if ``budget`` is no positive number or ``blocks_per_warehouse`` no positive
             integer.
     """
-    budget = as_fraction('budget', budget)
+    cells_per_mixture = as_fraction('budget', budget)
     is_count = isinstance(blocks_per_warehouse, int) and blocks_per_warehouse >= 1
     if blocks_per_warehouse is not None and not is_count:
         raise ValueError(
@@ -117,7 +119,9 @@ def convnext_plan(
     for index, layers in enumerate(network.downsample_layers):
         (name,) = (name for name, layer in layers.named_modules() if isinstance(layer, nn.Conv2d))
         warehouse = f'downsample{index}' if index else 'stem'
-        plan[warehouse] = config([f'downsample_layers.{index}.{name}'], max(budget, 1))
+        plan[warehouse] = config(
+            [f'downsample_layers.{index}.{name}'], max(cells_per_mixture, Fraction(1))
+        )
 
     groups = {}
     for index, stage in enumerate(network.stages):
@@ -129,11 +133,11 @@ def convnext_plan(
                 name += f'_blocks{first + 1}to{last}'
             groups[name] = [f'stages.{index}.{block}' for block in range(first, last)]
     for number, (group, blocks) in enumerate(groups.items()):
-        pointwise_budget = budget
-        if budget == as_fraction('budget', '3/4'):
+        pointwise_budget: Ratio = cells_per_mixture
+        if cells_per_mixture == as_fraction('budget', '3/4'):
             pointwise_budget = '1/2' if number >= len(groups) - 2 else 1
         depthwise = [f'{block}.depthwise_conv' for block in blocks]
         pointwise = [f'{block}.pointwise_conv{i}' for block in blocks for i in (1, 2)]
-        plan[f'{group}_depthwise'] = config(depthwise, max(budget, 1))
+        plan[f'{group}_depthwise'] = config(depthwise, max(cells_per_mixture, Fraction(1)))
         plan[f'{group}_pointwise'] = config(pointwise, pointwise_budget)
     return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import MobileNetV2
@@ -86,8 +87,10 @@ def mobilenet_v2_plan(
         network: a plain MobileNetV2 of MMPretrain.
         budget, attention: see :class:`KWMobileNetV2`.
     """
-    budget = as_fraction('budget', budget)
-    attention = AttentionConfig.of(attention, reduction=1 / 16 if budget >= 1 else 1 / 32)
+    cells_per_mixture = as_fraction('budget', budget)
+    attention = AttentionConfig.of(
+        attention, reduction=1 / 16 if cells_per_mixture >= 1 else 1 / 32
+    )
     layers: dict[str, list[str]] = {}
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d):
@@ -97,9 +100,9 @@ def mobilenet_v2_plan(
             warehouse = 'stem'
         elif module.groups > 1:
             warehouse = f'stage{stage}_depthwise'
-        elif budget == 1:
+        elif cells_per_mixture == 1:
             warehouse = f'stage{stage}_pointwise'
-        elif budget < 1 and stage != _STAGES[-1]:
+        elif cells_per_mixture < 1 and stage != _STAGES[-1]:
             continue
         elif module.out_channels > module.in_channels and name != 'conv2.conv':
             warehouse = f'stage{stage}_expand'
@@ -111,7 +114,7 @@ def mobilenet_v2_plan(
         is_pointwise = warehouse.endswith(('_pointwise', '_expand', '_reduce'))
         return WarehouseConfig(
             names,
-            budget=budget if is_pointwise else max(budget, 1),
+            budget=cells_per_mixture if is_pointwise else max(cells_per_mixture, Fraction(1)),
             # ODConv leaves the stem plain; its heads are not added to the stem's attention either.
             attention=replace(attention, od_heads=attention.od_heads and warehouse != 'stem'),
         )

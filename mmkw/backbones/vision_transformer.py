@@ -172,7 +172,9 @@ def vision_transformer_plan(
             f'{blocks_per_warehouse!r}'
         )
     is_paper_mix = budget == as_fraction('budget', '3/4')
-    budgets = {'value': 1, 'mlp': '1/2'} if is_paper_mix else {'value': budget, 'mlp': budget}
+    budgets: dict[str, Ratio] = (
+        {'value': 1, 'mlp': '1/2'} if is_paper_mix else {'value': budget, 'mlp': budget}
+    )
 
     layers: dict[str, list[str]] = {}
     for index, block in enumerate(network.layers):

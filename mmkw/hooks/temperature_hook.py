@@ -146,7 +146,7 @@ class KWTemperatureHook(TemperatureHook):
         for name in ('begin', 'end'):
             self._range.check(f'{name} of KWTemperatureHook', getattr(self, name))
         if self.epochs is None:
-            self._last_iter = self.iters
+            self._last_iter: float = self.iters
         elif isinstance(runner.train_loop, EpochBasedTrainLoop):
             self._last_iter = self.epochs * len(runner.train_dataloader)
         else:

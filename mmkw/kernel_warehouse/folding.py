@@ -287,8 +287,9 @@ def folded_conv(
         kernels = assemble_folded(coefficients, scale, basis, layout)
         y = convolve_kernels(x, kernels, groups, **geometry)
     else:
-        geometry = tuple(geometry.values())
-        y = _convolve_folded_blocks(x, coefficients, scale, basis, layout, groups, geometry)
+        y = _convolve_folded_blocks(
+            x, coefficients, scale, basis, layout, groups, tuple(geometry.values())
+        )
     return add_bias(y, bias)
 
 

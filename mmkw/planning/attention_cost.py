@@ -54,7 +54,7 @@ class Sharing:
         hidden = self.attention_config.hidden_width(in_channels)
         fixed = self.attention_config.fixed_parameters(in_channels)
         size = math.prod(kernel_shape if self.spatial_partition else kernel_shape[:2])
-        return Totals(*kernel_shape[:2], size, (hidden + 1) * size, fixed)
+        return Totals(kernel_shape[0], kernel_shape[1], size, (hidden + 1) * size, fixed)
 
     def attention(self, totals: Totals, is_depthwise: bool) -> int:
         """Parameters of the attentions of all layers of one warehouse."""
@@ -97,9 +97,11 @@ class Sharing:
         """The cell's output and input channels."""
         ratios = self.cell_ratio
         if ratios is None:
-            ratios = [Fraction(default_cell_ratio(self._budget(is_depthwise)))] * 2
-        channels = totals.out_channels, totals.in_channels
-        return tuple(_largest_divisor(number, ratio) for number, ratio in zip(channels, ratios))
+            ratios = (Fraction(default_cell_ratio(self._budget(is_depthwise))),) * 2
+        return (
+            _largest_divisor(totals.out_channels, ratios[0]),
+            _largest_divisor(totals.in_channels, ratios[1]),
+        )
 
 
 def as_ratios(cell_ratio: CellRatio) -> tuple[Fraction, Fraction] | None:

@@ -91,7 +91,9 @@ def _best_split(layers: list[Layer], sharing: Sharing) -> _Split:
     heads = list(itertools.accumulate(totals))
     tails = list(itertools.accumulate(reversed(totals)))[::-1]
     whole = attention(heads[-1])
-    costs = {cut: attention(heads[cut - 1], tails[cut]) for cut in range(1, len(layers))}
+    costs: dict[int | Shape, int] = {
+        cut: attention(heads[cut - 1], tails[cut]) for cut in range(1, len(layers))
+    }
     if len(shapes) > 1:
         for shape, own in shapes.items():
             others = (other for key, other in shapes.items() if key != shape)

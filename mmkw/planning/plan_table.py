@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from ..kernel_warehouse.attention import count_parameters
+from ..kernel_warehouse.attention import AttentionConfig, count_parameters
 from ..kernel_warehouse.layers import KWLayer
 from ..kernel_warehouse.partition import KernelPartition, WarehousePartition
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, partition_network
@@ -50,7 +50,9 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
         self.partitions = partition_network(network, plan)
         self.attention = {
             name: sum(
-                config.attention.parameters(in_channels_of(network.get_submodule(layer)), kernel)
+                AttentionConfig.of(config.attention).parameters(
+                    in_channels_of(network.get_submodule(layer)), kernel
+                )
                 for layer, kernel in self.partitions[name].kernels.items()
             )
             for name, config in plan.items()

@@ -110,7 +110,7 @@ def _backward(ctx, grad_y) -> list[Tensor | None]:
             factors = _of_rows(output_scale[some], c_out, rows).flatten(1)
         grad_kernels, of_x = convolve_backward(
             grad_block, scaled_x[some], scale_maps(scaled, factors), ctx.groups, *ctx.geometry,
-            grad_x is not None,
+            needs_grad_x=grad_x is not None,
         )  # fmt: skip
         if factors is not None:
             of_factors = (grad_kernels * scaled).flatten(2).sum(dim=2, dtype=sums)

@@ -51,7 +51,7 @@ def convolve(x, kernels, groups, stride, padding, dilation) -> Tensor:
 
 
 def convolve_backward(
-    grad_y, x, kernels, groups, stride, padding, dilation, needs_grad_x: bool
+    grad_y, x, kernels, groups, stride, padding, dilation, *, needs_grad_x: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of kernels and, if needed, of ``x``."""
     if _is_pointwise(kernels, groups, stride, padding):
