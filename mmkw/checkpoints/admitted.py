@@ -113,7 +113,7 @@ def _taking(function: Callable, *signatures: tuple) -> Callable:
 def _collection(cls: type) -> Callable:
     """A set of the members in a list."""
 
-    def call(members: list = ()) -> Any:
+    def call(members: list | tuple = ()) -> Any:
         _expect(type(members) in (list, tuple), cls.__name__, members)
         for member in members:
             key_size(member, user_types())
@@ -122,7 +122,7 @@ def _collection(cls: type) -> Callable:
     return call
 
 
-def _ordered_dict(pairs: list = ()) -> collections.OrderedDict:
+def _ordered_dict(pairs: list | tuple = ()) -> collections.OrderedDict:
     """Empty, or from the pairs that Python 2 wrote."""
     _expect(type(pairs) in (list, tuple), 'OrderedDict', pairs)
     for pair in pairs:
@@ -305,7 +305,7 @@ _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(va
 _array_rebuilder = np.empty(0).__reduce__()[0]
 _scalar_rebuilder = np.float64(0).__reduce__()[0]
 _INTEGERS = [(int,) * count for count in range(1, 9)]
-_DATES = {
+_DATES: dict[str, list[tuple]] = {
     'date': [(bytes,), (str,), *_INTEGERS],
     'datetime': [(bytes,), (str,), (bytes, datetime.timezone), (str, datetime.timezone)],
     'time': [(bytes,), (str,), (bytes, datetime.timezone), (str, datetime.timezone)],

@@ -54,7 +54,8 @@ def publish_checkpoint(
     if not use_ema:
         weights.update(_before_averaging(src, checkpoint.get('ema_state_dict')))
     if hasattr(state_dict, '_metadata'):
-        weights._metadata = state_dict._metadata
+        # torch keeps the versions of modules there, as an attribute of its own.
+        weights._metadata = state_dict._metadata  # type: ignore[attr-defined]
 
     with io.BytesIO() as buffer:
         torch.save(dict(meta=_plain(meta, f'{src}: meta'), state_dict=weights), buffer)

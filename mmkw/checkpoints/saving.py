@@ -42,7 +42,8 @@ class _ErrorRecorder:
     """A file to write to, which remembers why that failed."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, content: bytes) -> int:
         try:

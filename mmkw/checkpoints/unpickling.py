@@ -23,11 +23,13 @@ from .pickle_bounds import describe, key_size, structure_size
 
 _DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter, ConfigDict)
 _WITH_ATTRIBUTES = (collections.OrderedDict, argparse.Namespace, HistoryBuffer)
+# typeshed says that it is the compiled class, which has no single steps.
+_PythonUnpickler: Any = pickle._Unpickler
 # Work beyond that in proportion to the file.
 _FREE_WORK = 1_000_000
 
 
-class RestrictedUnpickler(pickle._Unpickler):
+class RestrictedUnpickler(_PythonUnpickler):
     """Python's own unpickler with a closed list of names.
 
     The attribute ``sparse`` lists the sparse tensors, whose indices are still to be checked.
@@ -43,7 +45,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         load_storage: gives the storage for a reference ``('storage', type, key, ...)``.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: dict[int, Callable] = dict(_PythonUnpickler.dispatch)
 
     def __init__(
         self,
@@ -153,7 +155,8 @@ class RestrictedUnpickler(pickle._Unpickler):
     def _check_dtype_state(dtype: np.dtype, state: Any) -> None:
         """Only the byte order may differ from what the type's code says (sizes and flags that
         do not fit the type would make NumPy read foreign memory)."""
-        version, _, *rest = dtype.__reduce__()[2]
+        own_state: Any = dtype.__reduce__()[2]
+        version, _, *rest = own_state
         is_own = (
             type(state) is tuple
             and len(state) == 2 + len(rest)
