@@ -107,7 +107,7 @@ def cost_by_stage(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Cost]:
 
 
 def _stages(model: nn.Module) -> list[str]:
-    names = []
+    names: list[str] = []
     for name, child in model.named_children():
         names += _items(child, f'{name}.') if name == 'backbone' else [name]
     return names

@@ -67,8 +67,11 @@ def draw_predictions(
                 vertical_alignments='bottom',
                 bboxes=dict(facecolor='black', alpha=0.7, pad=1, edgecolor='none'),
             )
-        frame = dict(borderType=cv2.BORDER_CONSTANT, value=(255, 255, 255))
-        drawings.append(cv2.copyMakeBorder(visualizer.get_image(), 4, 4, 4, 4, **frame))
+        drawings.append(
+            cv2.copyMakeBorder(
+                visualizer.get_image(), 4, 4, 4, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255)
+            )
+        )
     rows = [np.hstack(drawings[i : i + 4]) for i in range(0, len(drawings), 4)]
     _, picture = cv2.imencode(Path(out).suffix, np.vstack(rows)[..., ::-1])
     write_whole(picture.tobytes(), out)

@@ -21,7 +21,8 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        return cls(*(float(value) for value in np.quantile(values, [0.5, 0.25, 0.75])))
+        quantiles: list[float] = np.quantile(values, [0.5, 0.25, 0.75]).tolist()
+        return cls(*quantiles)
 
 
 class Rates(NamedTuple):

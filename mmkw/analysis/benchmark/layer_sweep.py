@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -38,21 +38,21 @@ def measure_sweep(
         say: called with a line for each measured point. Defaults to ``print``.
     """
     middle = {axis: values[len(values) // 2] for axis, values in axes.items()}
-    sweep = dict(channels=channels, kernel_size=kernel_size, middle=middle, axes={})
+    measured: dict[str, list[dict]] = {}
     for axis, values in axes.items():
-        sweep['axes'][axis] = []
+        measured[axis] = []
         for value in values:
             point = dict(middle, **{axis: value})
             for mode in ('inference', 'train'):
                 if mode in modes:
                     record = measure_point(point, mode, channels, kernel_size, setting, rates)
-                    sweep['axes'][axis].append(dict(point, mode=mode, **record))
+                    measured[axis].append(dict(point, mode=mode, **record))
                     say(
                         f'layer, {mode}, batch {point["batch_size"]}, {point["resolution"]} x '
                         f'{point["resolution"]}, n = {point["cells"]}: '
                         f'{record["ratio"]["median"]:.2f} of plain'
                     )
-    return sweep
+    return dict(channels=channels, kernel_size=kernel_size, middle=middle, axes=measured)
 
 
 def measure_point(
@@ -66,7 +66,7 @@ def measure_point(
         matrix product; ``bytes_seconds``, the layer's cells, attention, input and output, and in
         training their gradients, once each through the memory.
     """
-    geometry = dict(kernel_size=kernel_size, padding=kernel_size // 2, bias=False)
+    geometry: dict[str, Any] = dict(kernel_size=kernel_size, padding=kernel_size // 2, bias=False)
     budget = f'{point["cells"]}/{kernel_size**2}'
     torch.manual_seed(0)
     layers = {

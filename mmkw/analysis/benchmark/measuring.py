@@ -32,7 +32,8 @@ def measure_time(
         has all operations at the machine's rates, ``plain_and_assembling_seconds`` has the plain
         network's measured time instead of its operations.
     """
-    runs, operations = {}, {}
+    runs: dict[str, Callable[[], object]] = {}
+    operations = {}
     for network in networks:
         network.model.train(mode == 'train')
         images, samples = network.make_batch(batch_size)

@@ -77,7 +77,7 @@ def _bars(models: list[dict], mode: str) -> dict[str, list[tuple[float, float, f
     Not a number where a network was not measured.
     """
     measured, missing = [model[mode] for model in models if mode in model], (math.nan,) * 3
-    series = {}
+    series: dict[str, list[tuple[float, float, float]]] = {}
     if mode == 'memory':
         for label, key, batch_size in (
             ('kept for backward', 'kept_bytes', 'train_batch_size'),
@@ -92,8 +92,7 @@ def _bars(models: list[dict], mode: str) -> dict[str, list[tuple[float, float, f
     for index, times in enumerate(zip(*measured)):
         label = _batch_label(record['batch_size'] for record in times)
         series[label] = [
-            tuple(Spread(**model[mode][index]['ratio'])) if mode in model else missing
-            for model in models
+            Spread(**model[mode][index]['ratio']) if mode in model else missing for model in models
         ]
     return series
 
