@@ -194,7 +194,7 @@ def environment(folder, **more):
     }
 
 
-def run(folder, *command, expect=0, **more):
+def run(folder, *command, expect=0, timeout=300, **more):
     """Run a command in the folder; returns its output and errors together."""
     done = subprocess.run(
         [str(part) for part in command],
@@ -203,7 +203,7 @@ def run(folder, *command, expect=0, **more):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
     assert done.returncode == expect, done.stdout
     return done.stdout
