@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.utils import ProgressBar
 from torch import nn
@@ -42,12 +42,18 @@ def run_on_loader(model: nn.Module, loader: DataLoader, max_batches: int | None 
 @torch.no_grad()
 def run_on_image(model: nn.Module, config: Config, image: str) -> Any:
     """Let a model predict one image file, prepared by the config's test pipeline."""
-    dataset = config.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    dataset = innermost_dataset(config.test_dataloader)
     pipeline = Compose(_without_annotations(dataset.pipeline))
     model.eval()
     return model.test_step(pseudo_collate([pipeline(dict(img_path=image, img_id=0))]))
+
+
+def innermost_dataset(loader: ConfigDict) -> ConfigDict:
+    """The config of the dataset that reads a dataloader's images, within others that wrap it."""
+    dataset = loader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
 
 
 def _without_annotations(pipeline: Sequence[dict]) -> list[dict]:

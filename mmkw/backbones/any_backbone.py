@@ -95,12 +95,17 @@ def build_kw_backbone(
 
 def build_plain(backbone: dict) -> nn.Module:
     """Build a plain backbone, the parts of which are looked up in its own scope first."""
+    return MODELS.build(in_own_scope(backbone))
+
+
+def in_own_scope(backbone: dict) -> dict:
+    """The config of a backbone whose parts are looked up in the scope of its type first."""
     backbone = dict(backbone)
     if isinstance(backbone.get('type'), str):
         scope, _ = Registry.split_scope_key(backbone['type'])
         if scope is not None:
             backbone.setdefault('_scope_', scope)
-    return MODELS.build(backbone)
+    return backbone
 
 
 def backbone_plan(

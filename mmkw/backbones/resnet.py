@@ -101,7 +101,7 @@ class KWResNet(WarehouseBackbone, ResNet):
             raise ValueError(
                 f'depth must be one of {sorted(self.arch_settings)}, but got {depth!r}'
             )
-        kwargs = _as_mmpretrain_arguments(kwargs)
+        kwargs = as_mmpretrain_arguments(kwargs)
         super().__init__(depth, **kwargs)
         if constant_drop_path:
             for stage in self.res_layers:
@@ -173,7 +173,7 @@ def _group(network: ResNet, stage: str, name: str, sharing: str) -> str:
     return name.replace('.', '_')
 
 
-def _as_mmpretrain_arguments(kwargs: dict) -> dict:
+def as_mmpretrain_arguments(kwargs: dict) -> dict:
     """Read mmdet.ResNet's arguments where they differ from mmpretrain.ResNet's."""
     kwargs = dict(kwargs)
     for name, fix in _MMDET_ONLY.items():

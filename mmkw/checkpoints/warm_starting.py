@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.vision_transformer import SplitQKV
-from ..kernel_warehouse.attention import KernelAttention
 from ..kernel_warehouse.layers import KWLayer
 from ..kernel_warehouse.warehouse import Warehouse
+from ..sample_conv.layer import DynamicLinear
 from .loading import load_checkpoint
 from .plain_matching import match_plain
+from .plain_state import plain_state_dict
 from .saving import save_checkpoint
 
 _Path = Union[str, os.PathLike]
@@ -93,7 +94,12 @@ def warm_start(network: nn.Module, state_dict: Mapping[str, Any]) -> WarmStart:
     }
     # A network without a backbone is one.
     is_backbone = not isinstance(getattr(network, 'backbone', None), nn.Module)
-    match = match_plain(state_dict, _plain_tensors(network, layers, fused), is_backbone)
+    # Only the kernels' shapes count, so all of their elements may be one in memory.
+    kernels = {
+        name: layer.warehouse.cells.new_zeros(()).expand(_plain_shape(layer))
+        for name, layer in layers.items()
+    }
+    match = match_plain(state_dict, plain_state_dict(network, kernels), is_backbone)
     values = {target: match.source[name] for name, target in match.targets.items()}
     destinations = _fill(network, layers, fused, values)
     return WarmStart(
@@ -164,27 +170,9 @@ def _kw_layers(network: nn.Module) -> dict[str, KWLayer]:
     return layers
 
 
-def _plain_tensors(
-    network: nn.Module, layers: Mapping[str, KWLayer], fused: Mapping[str, SplitQKV]
-) -> dict[str, Tensor]:
-    """The state dict that the network would have with plain layers; those only as shapes."""
-    tensors = dict(network.state_dict())
-    inner = tuple(
-        f'{name}.'
-        for name, module in _named_modules(network)
-        if isinstance(module, (KernelAttention, Warehouse))
-    )
-    tensors = {name: value for name, value in tensors.items() if not name.startswith(inner)}
-    for name, layer in layers.items():
-        tensors[f'{name}.weight'] = torch.empty(layer.kernel_shape, device='meta')
-    for name in fused:
-        for kind in ('weight', 'bias'):
-            parts = [tensors.pop(f'{name}.{part}.{kind}', None) for part in ('query_key', 'value')]
-            if parts[0] is not None:
-                rows = sum(len(part) for part in parts)
-                shape = (rows, *parts[0].shape[1:])
-                tensors[f'{name}.{kind}'] = torch.empty(shape, device='meta')
-    return tensors
+def _plain_shape(layer: KWLayer) -> tuple[int, ...]:
+    shape = tuple(layer.kernel_shape)
+    return shape[:2] if isinstance(layer, DynamicLinear) else shape
 
 
 @torch.no_grad()

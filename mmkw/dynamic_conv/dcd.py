@@ -71,6 +71,8 @@ class DCDAttention(nn.Module):
 
 
 class _DCDLayer(DynamicLayer):
+    has_kernels = False  # There are batch norms between the residual's convolutions.
+
     def _set_up(self, latent: int, features: int, hidden: int, device, dtype) -> None:
         out_channels, in_channels = self.kernel_shape[:2]
         factory = dict(device=device, dtype=dtype)

@@ -31,11 +31,14 @@ class DynamicLayer(nn.Module):
         device, dtype: of the bias.
 
     Attributes:
+        has_kernels: class attribute, whether ``kernels(x)`` gives the kernels by which the layer
+            computes all that it computes. Defaults to ``True``.
         attention: the module that computes the coefficients from the pooled input; ``None`` if
             there is none (yet).
         layer_name: the layer's name in its network, for error messages; ``None`` if unknown.
     """
 
+    has_kernels = True
     attention: nn.Module | None
     groups = 1
 
