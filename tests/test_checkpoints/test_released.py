@@ -1,14 +1,13 @@
 """Released checkpoints, converted by the tool, against the released models' outputs."""
 
+import copy
 import hashlib
 import inspect
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from config_models import CONFIGS, load
 from golden import (
     assert_stages_match,
     load_golden,
@@ -19,16 +18,14 @@ from golden import (
     released_shape,
     stage_outputs,
 )
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from tiny_runs import load_tool, refused
 from torch import nn
 
 import mmkw
 from mmkw.checkpoints import released_kernel_warehouse
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / 'tools' / 'model_converters' / 'released_to_mmkw.py'
-CONFIGS = ROOT / 'configs'
+TOOL = load_tool('model_converters/released_to_mmkw')
 GOLDEN = {
     'kw_resnet18_1x': 'kw-resnet18-1x_8xb512-300e_in1k.py',
     'kw_resnet18_1d2x': 'kw-resnet18-1d2x_8xb512-300e_in1k.py',
@@ -65,31 +62,13 @@ def convert(name, folder):
             name: torch.zeros((), dtype=value.dtype).expand(value.shape)
             for name, value in checkpoint['model'].items()
         }
-    torch.save(checkpoint, folder / f'{name}-released.pth')
-    run_tool(folder / f'{name}-released.pth', folder / f'{name}.pth')
-    return golden, folder / f'{name}.pth'
-
-
-def run_tool(*arguments):
-    result = subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@pytest.fixture(scope='module')
-def conversions(request, tmp_path_factory):
-    """Of the released files to test, in processes that go on while the first ones are tested."""
-    test = test_converted_checkpoint_matches_released_model.__name__
-    tests = [item for item in request.session.items if item.originalname == test]
-    pool = ThreadPoolExecutor(max_workers=2)
-    folder = tmp_path_factory.mktemp('converted')
-    names = [item.callspec.params['name'] for item in tests]
-    yield {name: pool.submit(convert, name, folder) for name in names}
-    pool.shutdown(cancel_futures=True)
+    torch.save(checkpoint, folder / 'released.pth')
+    TOOL.main([str(folder / 'released.pth'), str(folder / 'mmkw.pth')])
+    return golden, folder / 'mmkw.pth'
 
 
 def build_classifier(config_name):
-    config = Config.fromfile(CONFIGS / 'imagenet' / config_name)
+    config = copy.deepcopy(load(CONFIGS / 'imagenet' / config_name))
     init_default_scope(config.default_scope)
     if 'drop_path_rate' in config.model.backbone:
         config.model.backbone.drop_path_rate = 0.0
@@ -108,8 +87,8 @@ def assert_matches(classifier, x, expected, tolerance):
     'name',
     [pytest.param(name, marks=pytest.mark.slow if name in TAKES_LONG else ()) for name in GOLDEN],
 )
-def test_converted_checkpoint_matches_released_model(name, conversions):
-    golden, path = conversions[name].result()
+def test_converted_checkpoint_matches_released_model(name, tmp_path):
+    golden, path = convert(name, tmp_path)
     classifier = build_classifier(GOLDEN[name])
     assert sum(p.numel() for p in classifier.parameters()) == golden['num_parameters']
     checkpoint = mmkw.checkpoints.load_checkpoint(path)
@@ -186,8 +165,7 @@ IN_CHANNELS = dict(KWResNet=512, KWMobileNetV2=1280, KWConvNeXt=768)
 )
 def test_configs_that_are_named_have_the_backbones(kind, folder):
     for name, backbone in released_kernel_warehouse.CONFIGS[kind]:
-        config = Config.fromfile(CONFIGS / folder / f'{name}.py')
-        actual = config.model.backbone
+        actual = load(CONFIGS / folder / f'{name}.py').model.backbone
         defaults = inspect.signature(MODELS.get(actual.type)).parameters
         for key, value in backbone.items():
             default = defaults[key].default if key in defaults else None
@@ -222,7 +200,7 @@ def released_file(tmp_path_factory):
     return path
 
 
-def test_averaged_weights_are_taken_where_there_are_any(released_file, tmp_path):
+def test_averaged_weights_are_taken_where_there_are_any(released_file, tmp_path, capsys):
     checkpoint = mmkw.checkpoints.load_checkpoint(released_file('kw_mobilenetv2_050_1x'))
     last = checkpoint['model']
     averaged = {name: value + 1 for name, value in last.items()}
@@ -238,7 +216,8 @@ def test_averaged_weights_are_taken_where_there_are_any(released_file, tmp_path)
         for new, old in [('head.fc.bias', 'classifier.bias'), (CELLS, CELLS_RELEASED)]:
             assert torch.equal(converted['state_dict'][new], expected[old])
 
-    out = run_tool(tmp_path / 'both.pth', tmp_path / 'mmkw.pth', '--weights', 'model')
+    TOOL.main([str(tmp_path / 'both.pth'), str(tmp_path / 'mmkw.pth'), '--weights', 'model'])
+    out = capsys.readouterr().out
     assert 'KWMobileNetV2(widen_factor=0.5, budget=1)' in out
     assert 'tensors from model ->' in out
     converted = mmkw.checkpoints.load_checkpoint(tmp_path / 'mmkw.pth')
@@ -464,8 +443,9 @@ def test_half_precision_is_cast(half_file):
         assert torch.equal(converted['state_dict'][new], half[old].float())
 
 
-def test_dry_run_shows_every_tensor_and_writes_nothing(half_file, tmp_path):
-    out = run_tool('--dry-run', half_file, tmp_path / 'mmkw.pth').splitlines()
+def test_dry_run_shows_every_tensor_and_writes_nothing(half_file, tmp_path, capsys):
+    TOOL.main(['--dry-run', str(half_file), str(tmp_path / 'mmkw.pth')])
+    out = capsys.readouterr().out.splitlines()
     assert [path.name for path in tmp_path.iterdir()] == [half_file.name]
     shown = dict(line.split(' -> ') for line in out if ' -> ' in line)
     state_dict = mmkw.checkpoints.convert_released(half_file)['state_dict']
@@ -503,17 +483,7 @@ def test_tool_says_in_one_line_what_is_wrong(tmp_path):
             return Path.touch, (tmp_path / 'ran',)
 
     torch.save(dict(model={}, args=Payload()), payload)
-    paths = (other, payload, tmp_path / 'missing.pth')
-    runs = [
-        subprocess.Popen(
-            [sys.executable, TOOL, path, tmp_path / 'mmkw.pth'], stderr=subprocess.PIPE, text=True
-        )
-        for path in paths
-    ]
-    for path, run in zip(paths, runs):
-        _, stderr = run.communicate()
-        assert run.returncode == 1
-        assert stderr.startswith('error: ') and str(path) in stderr
-        assert len(stderr.splitlines()) == 1
+    for path in (other, payload, tmp_path / 'missing.pth'):
+        assert str(path) in refused(TOOL, path, tmp_path / 'mmkw.pth')
     assert not (tmp_path / 'mmkw.pth').exists()
     assert not (tmp_path / 'ran').exists()

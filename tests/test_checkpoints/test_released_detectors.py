@@ -1,8 +1,6 @@
 """Released Mask R-CNNs, files of MMDetection 2: converted by the tool, they detect the same."""
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,12 +19,11 @@ from mmdet.datasets import CocoDataset
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from tiny_runs import ROOT, load_tool
 
 import mmkw
 from mmkw.checkpoints import convert_released, load_checkpoint
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / 'tools' / 'model_converters' / 'released_to_mmkw.py'
 # Config, and the golden file with its names.
 DETECTORS = {
     'mobilenet-v2-1x': 'kw_mobilenetv2_050_1x',
@@ -126,7 +123,7 @@ def detect(detector):
         *(pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS if name != DEFAULT),
     ],
 )
-def test_converted_detector_detects_the_same(name, tmp_path):
+def test_converted_detector_detects_the_same(name, tmp_path, capsys):
     golden_name = DETECTORS[name]
     detector = build_detector(name)
     weights, own = release(detector, golden_name)
@@ -136,16 +133,16 @@ def test_converted_detector_detects_the_same(name, tmp_path):
     assert expected.scores.isfinite().all() and expected.masks.any()
 
     save_as_mmdetection_2(weights, tmp_path / 'released.pth')
-    command = [sys.executable, TOOL, tmp_path / 'released.pth', tmp_path / 'mmkw.pth']
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert f'config: {config_path(name)}\n' in result.stdout
+    tool = load_tool('model_converters/released_to_mmkw')
+    tool.main([str(tmp_path / 'released.pth'), str(tmp_path / 'mmkw.pth')])
+    out = capsys.readouterr().out
+    assert f'config: {config_path(name)}\n' in out
     unused = [
         f'module.backbone.{name}'
         for name, _ in load_golden(golden_name)['state_dict']
         if name.startswith(CLASSIFIER)
     ]
-    assert f'not used: {", ".join(unused)}\n' in result.stdout
+    assert f'not used: {", ".join(unused)}\n' in out
 
     checkpoint = load_checkpoint(tmp_path / 'mmkw.pth')
     assert checkpoint['meta']['model'] == 'MaskRCNN'

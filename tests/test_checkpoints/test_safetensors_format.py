@@ -1,28 +1,25 @@
 """Checkpoints in the safetensors format."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from golden import load_golden, make_released_checkpoint
 from mmengine.runner import load_checkpoint as mmengine_load_checkpoint
 from safetensors import safe_open
+from tiny_runs import load_tool
 from torch import nn
 
 from mmkw.backbones import KWResNet
 from mmkw.checkpoints import CheckpointError, convert_released, load_checkpoint, save_checkpoint
 from mmkw.checkpoints.safetensors_format import checkpoint_from_bytes, checkpoint_to_bytes
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'released_to_mmkw.py'
-
 
 def test_converted_by_the_tool(tmp_path):
     src, dst = tmp_path / 'released.pth', tmp_path / 'mmkw.safetensors'
     torch.save(make_released_checkpoint(load_golden('kw_mobilenetv2_050_1x')), src)
-    subprocess.run([sys.executable, TOOL, src, dst], check=True)
+    load_tool('model_converters/released_to_mmkw').main([str(src), str(dst)])
     assert sorted(path.name for path in tmp_path.iterdir()) == [dst.name, src.name]
     expected = convert_released(src)
     with safe_open(dst, 'pt') as file:
