@@ -1,12 +1,20 @@
 import sys
+from functools import cache
 from pathlib import Path
 
+import mmengine.config.config
+import mmengine.config.utils
 import pytest
 
 from mmkw.sample_conv import blockwise
 
 # Helpers that several test folders use live beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
+
+# For every file of MMPretrain or MMDetection that a config inherits, MMEngine looks for the package
+# and parses the metadata of all its models anew: most of the time that reading configs takes.
+mmengine.config.utils.load = cache(mmengine.config.utils.load)
+mmengine.config.config.is_installed = cache(mmengine.config.config.is_installed)
 
 
 @pytest.fixture(params=[2**24, 1], ids=['one block', 'blocks'])
