@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import LOOPS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 import mmkw  # noqa: F401
@@ -81,6 +81,9 @@ def train(work_dir, workers, **options):
     torch.seed()
     runner = make_runner(work_dir, ['SeedHook'], workers, **options)
     runner.train()
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        # Ends its workers. Where the garbage collector ends them, it waits five seconds for each.
+        runner.train_loop.dataloader_iterator.close()
     return runner.model
 
 
