@@ -1,9 +1,9 @@
 """Every way in which MMEngine finds a checkpoint ends in the safe reader."""
 
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import threading
 from functools import partial
@@ -25,7 +25,6 @@ from mmengine.runner.checkpoint import (
 )
 from torch import nn
 
-import mmkw
 from mmkw.checkpoints import CheckpointError, UnsafeCheckpointError
 
 WEIGHTS = dict(weight=torch.eye(2), bias=torch.ones(2))
@@ -264,18 +263,16 @@ def test_pavi(tmp_path, marker, monkeypatch):
         load('pavi://hostile')
 
 
-RANK = """
-import sys, torch
-from mmengine.runner.checkpoint import CheckpointLoader
-import mmkw
-
-torch.distributed.init_process_group('gloo')
-CheckpointLoader.load_checkpoint(sys.argv[1] + '/good.pth')
-try:
-    CheckpointLoader.load_checkpoint(sys.argv[1] + '/missing.pth')
-except mmkw.checkpoints.CheckpointError as error:
-    print(error)
-"""
+def load_as_rank(rank, port, url, errors):
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
+    )
+    torch.distributed.init_process_group('gloo')
+    CheckpointLoader.load_checkpoint(f'{url}/good.pth')
+    try:
+        CheckpointLoader.load_checkpoint(f'{url}/missing.pth')
+    except CheckpointError as error:
+        errors.put(str(error))
 
 
 def test_ranks_download_once(server, cache):
@@ -283,19 +280,17 @@ def test_ranks_download_once(server, cache):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(Path(mmkw.__file__).parents[1]))
-    env.update(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    # New processes would first import OpenMMLab.
+    context = multiprocessing.get_context('fork')
+    errors = context.SimpleQueue()
     ranks = [
-        subprocess.Popen(
-            [sys.executable, '-c', RANK, server.url],
-            env=dict(env, RANK=str(rank)),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        context.Process(target=load_as_rank, args=(rank, port, server.url, errors))
         for rank in range(2)
     ]
     for rank in ranks:
-        output, _ = rank.communicate(timeout=120)
-        assert rank.returncode == 0 and '404' in output
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=120)
+        assert rank.exitcode == 0 and '404' in errors.get()
     assert server.count('/good.pth') == 1
     assert [path.name for path in cache.iterdir()] == ['good.pth']

@@ -90,7 +90,7 @@ def test_channels_last_autocast_and_compiling():
 def test_network():
     """Budget 4: the layers whose warehouse is large beside their hidden vector, and only those."""
     torch.manual_seed(0)
-    network = KWResNet(50, budget=4).train()
+    network = KWResNet(50, budget=4, base_channels=32).train()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         network(x)
@@ -104,7 +104,7 @@ def test_network():
                 hidden = max(layer.in_channels // 16, 16)
                 assert (name in added) == (layer.warehouse.cells.shape[0] >= 16 * (hidden + 1))
         name = 'layer3.1.conv2'
-        assert added[name] == 4 * 9 * 256 * 256 * (16 + 1)
+        assert added[name] == 4 * 9 * 128 * 128 * (16 + 1)
         torch.testing.assert_close(network(x)[-1], expected, rtol=1e-4, atol=1e-4)
         assert network.state_dict().keys() == names
         torch.testing.assert_close(copy.deepcopy(network)(x)[-1], expected, rtol=1e-4, atol=1e-4)
@@ -113,7 +113,7 @@ def test_network():
 
 
 def test_basis_ratio():
-    network = KWResNet(50, budget=0.5, attention=dict(basis_ratio=1 / 8)).eval()
+    network = KWResNet(50, 0.5, attention=dict(basis_ratio=1 / 8), base_channels=32).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = network(x)[-1]
