@@ -19,6 +19,8 @@ def config(tmp_path, monkeypatch, default_scope):
     (tmp_path / 'tiny.py').write_text(CLASSIFIER)
     config = Config.fromfile('tiny.py')
     config.work_dir = 'run'
+    # Runs that begin in the same second would share their logs.
+    config.experiment_name = tmp_path.name
     config.train_cfg.update(max_epochs=1)
     config.visualizer = dict(
         type='UniversalVisualizer',
@@ -30,7 +32,7 @@ def config(tmp_path, monkeypatch, default_scope):
 def test_scalars_and_maps_reach_tensorboard(config):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     quiet = copy.deepcopy(config)
-    quiet.work_dir = 'quiet'
+    quiet.work_dir = quiet.experiment_name = 'quiet'
     config.custom_hooks += [dict(type='KWAttentionHook', interval=1, map_interval=2)]
     runner = Runner.from_cfg(config)
     runner.train()
