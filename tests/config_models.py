@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import mmdet.datasets.transforms  # noqa: F401  (registers the transforms that the configs name)
 import mmpretrain.datasets.transforms  # noqa: F401
@@ -124,14 +127,29 @@ class Built(NamedTuple):
     classifier: tuple[torch.Tensor, torch.Tensor] | None
 
 
+@contextmanager
+def kernels_without_values() -> Iterator[None]:
+    """Leave out the random values of convolutions, half the time that building takes."""
+    with ExitStack() as stack:
+        for name in ('kaiming_normal_', 'kaiming_uniform_'):
+            fill = getattr(nn.init, name)
+
+            def fill_matrices(tensor, *args, fill=fill, **kwargs):
+                return fill(tensor, *args, **kwargs) if tensor.dim() <= 2 else tensor
+
+            stack.enter_context(patch.object(nn.init, name, fill_matrices))
+        yield
+
+
 @cache
 def built(path: Path) -> Built:
     """The model and optimizer of a config, as a run begins."""
     cfg = load(path)
-    model = build(cfg)
-    if path in IMAGENET:
-        torch.manual_seed(0)
-        model.init_weights()
+    with kernels_without_values():
+        model = build(cfg)
+        if path in IMAGENET:
+            torch.manual_seed(0)
+            model.init_weights()
     model.train()
     groups = {
         parameter: group
