@@ -52,8 +52,6 @@ class AttentionConfig:
         od_heads: whether to add ODConv's attentions, from the same hidden vector: sigmoids over
             input channels, output channels and, for kernels of more than one position, positions
             (Table 17). Defaults to False.
-        norm_from_config: class attribute, makes the norm of a ``norm_cfg`` for a width;
-            :mod:`mmkw.openmmlab` sets it.
 
     Raises:
         ValueError: if ``reduction`` or ``basis_ratio`` is not a positive number, ``norm_layer``,
@@ -68,6 +66,7 @@ class AttentionConfig:
     function: str = 'caf'
     scope: str = 'warehouse'
     od_heads: bool = False
+    # Makes the norm of a `norm_cfg` for a width. `mmkw.openmmlab` sets it.
     norm_from_config: ClassVar[Callable[[Mapping[str, Any], int], nn.Module] | None] = None
 
     def __post_init__(self) -> None:

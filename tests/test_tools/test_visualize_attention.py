@@ -56,6 +56,13 @@ def test_classifier(look, folder):
     assert cv2.imread(str(folder / 'maps' / f'{drawn[0]}.png')) is not None
 
 
+def test_config_that_averages_weights(look, folder):
+    """Before a run, EMAHook cannot take part in loading."""
+    hook = "custom_hooks = [dict(type='EMAHook')]"
+    (folder / 'averaged.py').write_text(f"_base_ = 'tiny.py'\n{hook}\n")
+    assert '2/2' in look('averaged.py', 'tiny.pth', '--out-dir=averaged')
+
+
 def test_two_images(look, folder):
     images = ['images/train/bright/bright0.png', 'images/train/dark/dark0.png']
     shown = look('tiny.py', 'tiny.pth', '--images', *images, '--out-dir=pair')

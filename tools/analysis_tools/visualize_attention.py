@@ -13,6 +13,8 @@ import re
 import sys
 from pathlib import Path
 
+from mmengine.runner import load_checkpoint
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cli_common import (  # noqa: E402
@@ -63,7 +65,8 @@ def main(argv=None):
         if args.images is None:
             check_data(config, 'test')
         runner = build_runner(config)
-        runner.load_checkpoint(args.checkpoint, map_location='cpu', strict=True)
+        # The runner's own method has hooks take part, and EMAHook needs a run for that.
+        load_checkpoint(runner.model, args.checkpoint, map_location='cpu', strict=True)
         out = Path(args.out_dir)
         out.mkdir(parents=True, exist_ok=True)
         if args.images is not None:
