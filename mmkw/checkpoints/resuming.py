@@ -91,9 +91,11 @@ def take_seed(config: dict, path: str | os.PathLike) -> None:
     Raises:
         CheckpointError: as :func:`load_checkpoint` does.
     """
-    randomness = config.setdefault('randomness', dict(seed=None))
+    randomness = config.get('randomness') or {}
     if randomness.get('seed') is not None or '://' in os.fspath(path) or os.path.isdir(path):
         return
     checkpoint = load_checkpoint(path, map_location='meta')
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    randomness['seed'] = meta.get('seed') if isinstance(meta, dict) else None
+    seed = meta.get('seed') if isinstance(meta, dict) else None
+    # MMEngine's Config copies what is put into it, so it has to be complete by then.
+    config['randomness'] = dict(randomness, seed=seed)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner.checkpoint import save_checkpoint as save_by_mmengine
 from toy_runs import toy_runner
 
@@ -229,9 +230,9 @@ def test_a_run_without_a_seed_is_resumed_with_its_own(tmp_path):
     """The same batches as without the interruption: DefaultSampler shuffles with this seed."""
     first = toy_runner(tmp_path, epochs=2, randomness=dict(seed=None))
     first.train()
-    config = dict(resume=True, load_from=latest_checkpoint(tmp_path))
-    take_seed(config, config['load_from'])
-    assert config['randomness'] == dict(seed=first.seed)
+    config = Config(dict(resume=True, load_from=latest_checkpoint(tmp_path)))
+    take_seed(config, config.load_from)
+    assert config.randomness == dict(seed=first.seed)
     second = toy_runner(tmp_path, epochs=3, **config)
     second.train()
     samplers = [runner.train_dataloader.sampler for runner in (first, second)]
