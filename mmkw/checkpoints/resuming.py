@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from .loading import CheckpointError, UnsafeCheckpointError, load_checkpoint
@@ -34,14 +35,13 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
     named = ''
     if os.path.lexists(note):
         try:
-            named = note.read_text(encoding='utf-8').strip()
-            if not named or '\0' in named:
-                problems.append(f'{note} is empty')
-                named = ''
+            named = _read_note(note)
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f'{note} cannot be read ({error})')
+        else:
+            problems += [] if named else [f'{note} is empty']
     # Other backends, and checkpoints of DeepSpeed, which are folders, are MMEngine's to load.
-    if '://' in named or (named and any(Path(named).glob('**/*_states.pt'))):
+    if '://' in named or (named and any(Path(named).glob('*_states.pt'))):
         return named
     if named:
         problem = _problem(named)
@@ -65,6 +65,23 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
             f'train from the beginning, remove {note} and the damaged files'
         )
     return None
+
+
+def _read_note(note: Path) -> str:
+    """The path in a file ``last_checkpoint``; empty if there is none.
+
+    Raises:
+        OSError: if it is no ordinary file, or says what cannot be a path.
+        UnicodeDecodeError: if it is not UTF-8.
+    """
+    if not note.is_file():
+        raise OSError('it is no file')
+    named = note.read_text(encoding='utf-8').strip()
+    if '\0' in named:
+        return ''
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(named)
+    return named
 
 
 def _problem(path: str | os.PathLike) -> str | None:

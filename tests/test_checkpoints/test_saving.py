@@ -135,6 +135,10 @@ def name_no_text(run):
     (run / 'last_checkpoint').write_bytes(b'\xff\xfe\x80')
 
 
+def name_no_path(run):
+    (run / 'last_checkpoint').write_text('x' * 10_000)
+
+
 def name_link(run):
     (run / 'link.pth').symlink_to(run / 'gone.pth')
     (run / 'last_checkpoint').write_text(str(run / 'link.pth'))
@@ -145,14 +149,21 @@ def be_a_link(run):
     (run / 'last_checkpoint').symlink_to(run / 'gone')
 
 
+def be_a_pipe(run):
+    (run / 'last_checkpoint').unlink()
+    os.mkfifo(run / 'last_checkpoint')
+
+
 @pytest.mark.parametrize(
     ('prepare', 'message'),
     [
         (name_folder, 'is a folder'),
         (name_weights, 'weights.pth holds no state of a run'),
         (name_no_text, 'last_checkpoint cannot be read'),
+        (name_no_path, 'last_checkpoint cannot be read'),
         (name_link, 'link.pth does not exist'),
         (be_a_link, 'last_checkpoint cannot be read'),
+        (be_a_pipe, 'last_checkpoint cannot be read'),
     ],
 )
 def test_odd_notes_lead_to_the_next_good_one(prepare, message, run):
@@ -196,6 +207,11 @@ def test_checkpoints_elsewhere(run, tmp_path):
         assert latest_checkpoint(run) == str(tmp_path / 'out' / 'epoch_2.pth')
     (run / 'last_checkpoint').write_text('s3://bucket/epoch_3.pth')
     assert latest_checkpoint(run) == 's3://bucket/epoch_3.pth'
+    deepspeed = run / 'epoch_4.pth'
+    deepspeed.mkdir()
+    (deepspeed / 'mp_rank_00_model_states.pt').touch()
+    (run / 'last_checkpoint').write_text(str(deepspeed))
+    assert latest_checkpoint(run) == str(deepspeed)
 
 
 def test_nothing_to_resume_from(run, tmp_path):
