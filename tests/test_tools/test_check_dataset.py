@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import mmcv
 import pytest
 from mmengine.config import Config
 from PIL import Image
@@ -124,6 +125,19 @@ def test_annotations(dataset, capsys, edit, message):
     assert status == 'error: 1 things to put right, see above'
     (wrong,) = (line for line in output.splitlines() if 'WRONG' in line)
     assert message in wrong
+
+
+def test_photographs_that_a_camera_turned(dataset, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it clockwise to show it
+    Image.new('RGB', (48, 32)).save(dataset / 'data/train/1.jpg', exif=exif)
+    loaded = mmcv.imread(dataset / 'data/train/1.jpg')
+    assert loaded.shape[:2] == (48, 32)
+
+    change(dataset, lambda content: content['images'][0].update(file_name='1.jpg', height=48))
+    assert check(dataset, capsys)[0] is None
+    change(dataset, lambda content: content['images'][0].update(width=48, height=32))
+    assert 'as their EXIF orientation says' in check(dataset, capsys)[1]
 
 
 def test_unreadable_files(dataset, capsys):

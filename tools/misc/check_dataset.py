@@ -12,9 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cli_common import argument_parser, clear_errors, fail, load_config  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import ExifTags, Image  # noqa: E402
 
 LIMIT = 5
+QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap height and width
 
 
 def some(items):
@@ -102,24 +103,35 @@ def check_classes(classes, categories, heads):
 
 def check_images(images, folder):
     """Yield what is wrong with the image files."""
-    missing, broken, sizes = [], [], []
+    missing, broken, turned, sizes = [], [], [], []
     for image in images:
         path = folder / image['file_name']
         try:
             with Image.open(path) as opened:
                 opened.load()
-                size = opened.size
+                stored = opened.size
+                orientation = opened.getexif().get(ExifTags.Base.Orientation)
         except FileNotFoundError:
             missing.append(image['file_name'])
         except (OSError, ValueError, SyntaxError):
             broken.append(image['file_name'])
         else:
-            if size != (image.get('width'), image.get('height')):
+            # MMDetection turns photographs as cameras ask for.
+            loaded = stored[::-1] if orientation in QUARTER_TURNS else stored
+            said = (image.get('width'), image.get('height'))
+            if said not in (loaded, stored):
                 sizes.append(image['file_name'])
+            elif said != loaded:
+                turned.append(image['file_name'])
     if missing:
         yield f'images are missing in {folder}: {some(missing)}'
     if broken:
         yield f'images cannot be read: {some(broken)}'
+    if turned:
+        yield (
+            f'images are turned while loading, as their EXIF orientation says, but the file gives '
+            f'their size before that; annotate them upright: {some(turned)}'
+        )
     if sizes:
         yield f'images have another size than the file says: {some(sizes)}'
 
