@@ -45,7 +45,7 @@ def draw_sharing(mode):
     """Two layers of different size draw on one warehouse of cells."""
     text, faint, background = MODES[mode]
     figure, axes = plt.subplots(figsize=(9, 4.3))
-    style = dict(color=text, ha='center', fontsize=11)
+    style = dict(color=text, ha='center', fontsize=14)
     cells = COLOURS
     draw_grid(axes, 4.75, 2.9, 3, 2, cells, background)
     axes.text(5.25, 3.75, 'warehouse: n cells', weight='bold', **style)
@@ -64,9 +64,9 @@ def draw_sharing(mode):
     axes.text(3.35, 3.2, r'attention $\alpha$', **style)
     axes.text(6.9, 2.85, r'attention $\alpha$', **style)
     note = 'each piece is a mixture\nof all cells; drawn is\nits largest part'
-    axes.text(1.4, 2.25, note, va='top', color=text, ha='center', fontsize=9.5)
+    axes.text(1.4, 2.25, note, va='top', color=text, ha='center', fontsize=12.5)
     axes.text(5.25, 0.35, r'piece $i$ = $\sum_j\ \alpha_{ij}$ · cell $j$,   anew for each image',
-              color=text, ha='center', fontsize=12.5)  # fmt: skip
+              color=text, ha='center', fontsize=15)  # fmt: skip
     axes.set(xlim=(0, 10.2), ylim=(0.1, 4.4))
     axes.set_axis_off()
     figure.tight_layout(pad=0.2)
@@ -92,14 +92,17 @@ def draw_accuracy(mode):
     """The paper's top-1 over the parameters, a line a network, the plain network as a square."""
     text, faint, _ = MODES[mode]
     figure, axes = plt.subplots(figsize=(9, 5.4))
-    for (network, points), colour in zip(read_points().items(), [*COLOURS, '#b5a642']):
+    for (network, points), colour in zip(read_points().items(), [*COLOURS, '#8a929c']):
         kw = sorted(point for point in points if point[2])
         plain = [point for point in points if not point[2]]
         axes.plot(*zip(*(point[:2] for point in kw)), 'o-', color=colour, label=network, lw=1.8)
         axes.plot(*zip(*(point[:2] for point in plain)), 's', color=colour, mfc='none', mew=1.8)
+        # DeiTs lie just above ResNets.
+        below = network.startswith('ResNet')
         for x, y, budget in kw:
-            axes.annotate(budget, (x, y), (0, 6), textcoords='offset points', ha='center',
-                          color=text, fontsize=8)  # fmt: skip
+            axes.annotate(budget, (x, y), (0, -7 if below else 6), textcoords='offset points',
+                          ha='center', va='top' if below else 'bottom', color=text, fontsize=9,
+                          )  # fmt: skip
     axes.set_xscale('log')
     ticks = [1.5, 2.5, 5, 10, 25, 50, 100]
     axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
