@@ -15,6 +15,8 @@ exclude_patterns = ['_build', 'requirements.txt']
 myst_heading_anchors = 3
 html_theme = 'furo'
 html_title = f'mmkw {release}'
+html_static_path = ['static']
+html_css_files = ['narrow.css']
 
 # What OpenMMLab's classes document is for its own pages.
 autodoc_default_options = {'show-inheritance': True}
