@@ -1,6 +1,7 @@
 """Whole files only, and the checkpoint that a run resumes from."""
 
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -41,7 +42,7 @@ def full_disk():
 def test_failed_write_leaves_the_earlier_file(write, tmp_path):
     path = tmp_path / 'file.pth'
     path.write_bytes(b'earlier')
-    with pytest.raises(OSError, match='File too large'), full_disk():
+    with pytest.raises(OSError, match=f'File too large.*{path}'), full_disk():
         write(dict(weight=torch.zeros(5000)), str(path))
     assert path.read_bytes() == b'earlier'
     assert list(tmp_path.iterdir()) == [path]
@@ -65,10 +66,15 @@ def current_umask():
 def test_partial_files_of_dead_processes_are_removed(tmp_path):
     with subprocess.Popen(['true']) as dead:
         dead.wait()
-    running = f'.epoch_3.pth.{os.getpid()}.partial'
-    kept = {running, 'epoch_2.pth', '.hidden', 'notes.partial', '.a.b.partial'}
-    for name in (*kept, f'.epoch_3.pth.{dead.pid}.partial'):
+    machine = platform.node()
+    left = [f'.epoch_{number}.pth.{machine}.{dead.pid}.partial' for number in (2, 3)]
+    running = f'.epoch_3.pth.{machine}.{os.getpid()}.partial'
+    elsewhere = f'.epoch_3.pth.another{machine}.{dead.pid}.partial'
+    kept = {running, elsewhere, 'epoch_2.pth', '.hidden', 'notes.partial', '.a.b.partial'}
+    for name in (*kept, *left):
         (tmp_path / name).touch()
+    save_checkpoint({}, tmp_path / 'epoch_2.pth')
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, left[1]}
     remove_partial_files(tmp_path)
     remove_partial_files(tmp_path / 'none')
     assert {path.name for path in tmp_path.iterdir()} == kept
