@@ -5,6 +5,7 @@ import datetime
 import logging
 import os
 import pickle
+import re
 import sys
 import textwrap
 import traceback
@@ -129,11 +130,15 @@ def naming_misfits(args):
 def describe_error(error):
     """An error's message in one line of at most 1000 characters.
 
-    The name of the error is left out where the message is a sentence for the user.
+    The name of the error is left out where the message is a sentence for the user. Of an error in a
+    worker of a data loader, whose message is a traceback, it is the end, which says what is wrong.
     """
     # str() of a KeyError is the repr of its message.
     is_key = isinstance(error, KeyError) and len(error.args) == 1
     message = str(error.args[0] if is_key else error).strip()
+    _, is_trace, frames = message.rpartition('Traceback (most recent call last):\n')
+    if is_trace:
+        return textwrap.shorten(re.sub(r'^(?:[ \t].*\n)+', '', frames), 1000)
     if not isinstance(error, _FOR_USERS) or not message:
         message = f'{type(error).__name__}: {message}'
     return textwrap.shorten(message, 1000)

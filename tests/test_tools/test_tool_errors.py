@@ -69,6 +69,17 @@ def test_traceback_is_in_the_log_file_or_shown_with_debug(capsys):
     assert 'Traceback (most recent call last)' in capsys.readouterr().err
 
 
+def test_error_of_a_data_loaders_worker(tmp_path):
+    """The file is named, not only the frames of the traceback that the worker sends."""
+    write_classification_data(tmp_path / 'images' / 'train')
+    (tmp_path / 'tiny.py').write_text(CLASSIFIER)
+    image = next((tmp_path / 'images' / 'train').rglob('*.png'))
+    image.write_bytes(b'none')
+    workers = ['--cfg-options', 'train_dataloader.num_workers=1']
+    line = refused(load_tool('train'), tmp_path / 'tiny.py', f'--work-dir={tmp_path}', *workers)
+    assert line == f'error: AssertionError: failed to load image: {image}'
+
+
 def test_unreadable_checkpoint(folder):
     (folder / 'broken.pth').write_bytes(b'not a checkpoint')
     for args in (['train', 'tiny.py', '--resume'], ['test', 'tiny.py']):
