@@ -33,7 +33,8 @@ def check_start(
     plain             held (0)     error: that is for learned attentions, but there are none
     plain             annealed     right; frozen layers stay those of the plain network
     new               held (0)     warning: training from scratch anneals
-    new               any          warning if layers are frozen: they stay random
+    new               any          layers that are frozen stay random: error if a checkpoint was
+                                   given, which then does not fit, else a warning
     with attentions   annealed     warning: what they learned is lost
     with attentions   held (0)     right
     ================  ===========  ===========================================================
@@ -64,6 +65,13 @@ def check_start(
             f'epochs=...)'
         )
     frozen = _frozen_layers(runner.model, new)
+    if frozen and runner._load_from:
+        raise ValueError(
+            f'load_from={str(runner._load_from)!r} has no weights for {some_of(frozen, limit=3)}, '
+            f'which are frozen and would stay random. If it is a plain network, or its backbone '
+            f'alone, turn it into a checkpoint for this config with '
+            f'tools/model_converters/plain_to_mmkw.py; else take one that fits, or {UNFREEZE}'
+        )
     if frozen:
         runner.logger.warning(
             f'mmkw: {some_of(frozen, limit=3)} are frozen with random weights, as no checkpoint '

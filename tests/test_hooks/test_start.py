@@ -199,6 +199,13 @@ def test_holding_the_temperature_of_plain_weights_is_refused(tmp_path, plain_fil
         train(tmp_path, [HOLD], dict(init_cfg=plain_file[1]))
 
 
+def test_a_file_without_weights_for_frozen_layers_is_refused(tmp_path, plain_file):
+    """Such as that of a backbone, whose names lack the prefix that a detector's have."""
+    message = r"load_from='.*plain.pth' has no weights for backbone.layer1.*plain_to_mmkw.py"
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, [START], dict(frozen_stages=1), load_from=plain_file[1]['checkpoint'])
+
+
 @pytest.mark.parametrize(
     ('hook', 'start', 'settings', 'message'),
     [
