@@ -1,10 +1,11 @@
 # What to edit: your data, and what training starts from. The other files of this folder derive
 # everything else from it. docs/own_data.md goes through it.
 
-# In the order of the categories in the annotation file.
+# In the order of the categories in the annotation file. A single one needs a comma: ('cat',).
 classes = ('cat', 'dog')
 
-# Annotations in COCO format. Paths of annotations and images are relative to `folder`.
+# Annotations in COCO format. Paths of annotations and images are relative to `folder`, and that
+# is relative to where you type the commands.
 folder = 'data/own/'
 train_annotations = 'annotations/train.json'
 train_images = 'train/'
@@ -15,7 +16,7 @@ val_images = 'val/'
 # - 'torchvision://resnet50': ImageNet weights of the plain backbone, downloaded. Kernels are cut
 #   into cells.
 # - a file: a detector or classifier, of mmkw or plain, such as MMDetection's Mask R-CNN. The more
-#   of it fits, the better.
+#   of it fits, the better. docs/own_data.md says how to start from the file of a plain backbone.
 # - None: random weights. That takes much more data and time.
 start = 'torchvision://resnet50'
 

@@ -100,6 +100,11 @@ def test_classes(dataset, capsys, classes, message):
     assert re.search(message, output)
 
 
+def test_a_single_class_without_a_comma(dataset, capsys):
+    set_classes(dataset, "('cat')")
+    assert "a single class needs a comma: ('cat',)" in check(dataset, capsys)[0]
+
+
 def annotation(**values):
     return lambda content: content['annotations'][0].update(values)
 

@@ -172,12 +172,14 @@ def check_split(config, split):
     dataset, option = dataset_of(config, split)
     root = Path(os.path.expanduser(dataset.get('data_root') or ''))
     content = read_annotations(root / dataset['ann_file'], option)
-    classes = tuple((dataset.get('metainfo') or {}).get('classes') or ())
+    classes = (dataset.get('metainfo') or {}).get('classes') or ()
+    if isinstance(classes, str):
+        fail(f'classes is the text {classes!r}; a single class needs a comma: ({classes!r},)')
     if not classes:
         fail(f'{option}.metainfo.classes is empty; name the classes of your data')
     with_mask = any(step.get('with_mask') for step in dataset.get('pipeline') or ())
     problems = [
-        *check_classes(classes, content['categories'], find_class_counts(config.model)),
+        *check_classes(tuple(classes), content['categories'], find_class_counts(config.model)),
         *check_images(content['images'], root / (dataset.get('data_prefix') or {}).get('img', '')),
         *check_objects(content, with_mask),
     ]

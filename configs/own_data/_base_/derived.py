@@ -12,7 +12,10 @@ backbone = dict(
     norm_eval=has_weights,
 )
 hooks = dict(
-    custom=[dict(type='KWStartHook', epochs=_base_.epochs / 4)],
+    custom=[
+        dict(type='KWStartHook', epochs=_base_.epochs / 4),
+        dict(type='NumClassCheckHook'),
+    ],
     default=dict(
         checkpoint=dict(max_keep_ckpts=2, save_best='coco/bbox_mAP'),
         logger=dict(interval=10),
