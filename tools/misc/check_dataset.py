@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cli_common import argument_parser, clear_errors, fail, load_config  # noqa: E402
 from PIL import ExifTags, Image  # noqa: E402
 
+from mmkw.hooks.class_names_hook import misnamed_classes  # noqa: E402
+
 LIMIT = 5
 QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap height and width
 
@@ -80,22 +82,12 @@ def check_classes(classes, categories, heads):
     names = [category.get('name') for category in categories]
     for name in (name for name, count in Counter(names).items() if count > 1):
         yield f'the file has the category {name!r} more than once'
-    unknown = [name for name in classes if name not in names]
-    if unknown:
-        yield (
-            f'the config has classes that the file does not: {some(unknown)}; the file has '
-            f'{some(names)}'
-        )
+    misnamed = misnamed_classes(classes, names)
+    if misnamed:
+        yield misnamed
     unused = [name for name in names if name not in classes]
     if unused:
         yield f'the file has categories that the config does not: {some(unused)}'
-    # MMDetection numbers the categories in the order of the file.
-    order = [name for name in names if name in classes]
-    if not unknown and order != list(classes):
-        yield (
-            f'the classes have another order than in the file, so that predictions would get '
-            f'wrong names; use {tuple(order)}'
-        )
     for option, count in heads:
         if count != len(classes):
             yield f'{option} is {count}, but there are {len(classes)} classes'
@@ -174,7 +166,7 @@ def check_split(config, split):
     content = read_annotations(root / dataset['ann_file'], option)
     classes = (dataset.get('metainfo') or {}).get('classes') or ()
     if isinstance(classes, str):
-        fail(f'classes is the text {classes!r}; a single class needs a comma: ({classes!r},)')
+        fail(misnamed_classes(classes, ()))
     if not classes:
         fail(f'{option}.metainfo.classes is empty; name the classes of your data')
     with_mask = any(step.get('with_mask') for step in dataset.get('pipeline') or ())

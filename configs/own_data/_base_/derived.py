@@ -14,6 +14,7 @@ backbone = dict(
 hooks = dict(
     custom=[
         dict(type='KWStartHook', epochs=_base_.epochs / 4),
+        dict(type='ClassNamesHook'),
         dict(type='NumClassCheckHook'),
     ],
     default=dict(
