@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,14 +17,10 @@ import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
-from torch import Tensor, nn
-from torch.storage import TypedStorage
 
+from . import tensor_constructors as tensors
 from .errors import UnsafeCheckpointError
-from .pickle_bounds import describe, key_size, structure_size
-
-# Elements that a tensor may have beyond those of its storage, by repeating them (stride 0).
-_MAX_REPEATED = 2**26
+from .pickle_bounds import describe, expect, is_shape
 
 USER_ALLOWED: dict[str, Any] = {}
 
@@ -89,22 +84,21 @@ def constructor(function: Any) -> Callable:
     raise UnsafeCheckpointError(f'it calls {describe(function)}, which is not a constructor')
 
 
-def _expect(condition: bool, name: str, args: Any) -> None:
-    if not condition:
-        raise UnsafeCheckpointError(
-            f'it calls {name!r} with {describe(args)}, as no checkpoint does'
-        )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+def keys_of(function: Any, args: tuple) -> list:
+    """What becomes keys of a dict, or members of a set, when a pickle calls this."""
+    first = args[0] if args and type(args[0]) in (list, tuple, dict) else ()
+    if any(function is cls for cls in (set, frozenset, collections.Counter)):
+        return list(first)
+    if function is collections.OrderedDict:
+        return [pair[0] for pair in first if type(pair) in (list, tuple) and pair]
+    return []
 
 
 def _taking(function: Callable, *signatures: tuple) -> Callable:
     """The function, for arguments of exactly these types."""
 
     def call(*args: Any) -> Any:
-        _expect(tuple(map(type, args)) in signatures, function.__name__, args)
+        expect(tuple(map(type, args)) in signatures, function.__name__, args)
         return function(*args)
 
     return call
@@ -114,9 +108,7 @@ def _collection(cls: type) -> Callable:
     """A set of the members in a list."""
 
     def call(members: list | tuple = ()) -> Any:
-        _expect(type(members) in (list, tuple), cls.__name__, members)
-        for member in members:
-            key_size(member, user_types())
+        expect(type(members) in (list, tuple), cls.__name__, members)
         return cls(members)
 
     return call
@@ -124,35 +116,38 @@ def _collection(cls: type) -> Callable:
 
 def _ordered_dict(pairs: list | tuple = ()) -> collections.OrderedDict:
     """Empty, or from the pairs that Python 2 wrote."""
-    _expect(type(pairs) in (list, tuple), 'OrderedDict', pairs)
+    expect(type(pairs) in (list, tuple), 'OrderedDict', pairs)
     for pair in pairs:
-        _expect(type(pair) in (list, tuple) and len(pair) == 2, 'OrderedDict', pair)
-        key_size(pair[0], user_types())
+        expect(type(pair) in (list, tuple) and len(pair) == 2, 'OrderedDict', pair)
     return collections.OrderedDict(pairs)
 
 
 def _default_dict(factory: Any = None) -> collections.defaultdict:
-    _expect(factory is None or isinstance(factory, type), 'defaultdict', factory)
+    expect(factory is None or isinstance(factory, type), 'defaultdict', factory)
     return collections.defaultdict(factory)
 
 
 def _config_dict(content: Any = None) -> ConfigDict:
     if content is None:
         return ConfigDict()
-    _expect(type(content) is dict, 'ConfigDict', content)
-    structure_size(content)
+    expect(type(content) is dict, 'ConfigDict', content)
     return ConfigDict(content)
 
 
 def _size(sizes: Any) -> torch.Size:
-    _expect(type(sizes) is tuple and all(map(_is_count, sizes)), 'Size', sizes)
+    expect(is_shape(sizes), 'Size', sizes)
     return torch.Size(sizes)
+
+
+def _slice(*bounds: Any) -> slice:
+    expect(all(type(bound) in (int, type(None)) for bound in bounds), 'slice', bounds)
+    return slice(*bounds)
 
 
 def _byte_array(text: Any = b'', encoding: Any = 'latin-1') -> bytearray:
     if type(text) is str:
         return bytearray(latin1_bytes(text, encoding))
-    _expect(type(text) is bytes, 'bytearray', text)
+    expect(type(text) is bytes, 'bytearray', text)
     return bytearray(text)
 
 
@@ -175,7 +170,8 @@ def _history_statistic(owner: Any, name: Any) -> str:
 
 def _dtype(code: Any, align: Any = False, copy: Any = False) -> np.dtype:
     """A NumPy number or text type: a copy, since unpickling writes its byte order in place."""
-    dtype = np.dtype(code) if type(code) is str else None
+    # A long code is of a type with fields.
+    dtype = np.dtype(code) if type(code) is str and len(code) < 20 else None
     if dtype is None or dtype.kind not in 'biufcSU':
         raise UnsafeCheckpointError(
             f"it makes a 'numpy.dtype' of {describe(code)}; expected the code of a number or text "
@@ -187,121 +183,16 @@ def _dtype(code: Any, align: Any = False, copy: Any = False) -> np.dtype:
 def _array(cls: Any, shape: Any, code: Any) -> np.ndarray:
     """An empty array, which gets its values as its state."""
     is_empty = cls is np.ndarray and shape == (0,) and code in (b'b', 'b')
-    _expect(is_empty, '_reconstruct', (cls, shape, code))
+    expect(is_empty, '_reconstruct', (cls, shape, code))
     return np.empty(0, np.int8)
 
 
 def _scalar(dtype: Any, content: Any) -> np.generic:
     is_plain = isinstance(dtype, np.dtype) and type(content) is bytes
-    _expect(is_plain and dtype.itemsize == len(content), 'scalar', (dtype, content))
+    expect(is_plain and dtype.itemsize == len(content), 'scalar', (dtype, content))
     return np.frombuffer(content, dtype)[0]
 
 
-def _layout(name: Any) -> torch.layout:
-    _expect(type(name) is str and name in _LAYOUTS, '_get_layout', name)
-    return _LAYOUTS[name]
-
-
-def _tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None
-) -> Tensor:
-    """A tensor within the bounds of its storage."""
-    size, stride = tuple(size), tuple(stride)
-    is_tensor = (
-        isinstance(storage, TypedStorage)
-        and all(map(_is_count, (offset, *size, *stride)))
-        and len(size) == len(stride)
-    )
-    _expect(is_tensor, '_rebuild_tensor', (offset, size, stride))
-    dtype = storage.dtype if dtype is None else dtype
-    untyped = storage._untyped_storage
-    capacity = untyped.nbytes() // dtype.itemsize
-    count = math.prod(size)
-    end = offset + sum((length - 1) * step for length, step in zip(size, stride)) + 1
-    if (count and end > capacity) or count > max(capacity, _MAX_REPEATED):
-        raise UnsafeCheckpointError(
-            f'it has a tensor of shape {describe(size)} and stride {describe(stride)} in a storage '
-            f'of {capacity} elements'
-        )
-    return torch.empty(0, dtype=dtype, device=untyped.device).set_(untyped, offset, size, stride)
-
-
-def _tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata=None) -> Tensor:
-    return _finish(_tensor(storage, offset, size, stride), requires_grad, hooks, metadata)
-
-
-def _tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None) -> Tensor:
-    _expect(isinstance(dtype, torch.dtype), '_rebuild_tensor_v3', dtype)
-    return _finish(_tensor(storage, offset, size, stride, dtype), requires_grad, hooks, metadata)
-
-
-def _finish(tensor: Tensor, requires_grad: Any, hooks: Any, metadata: Any) -> Tensor:
-    _expect(not hooks and type(requires_grad) is bool, '_rebuild_tensor', (requires_grad, hooks))
-    if metadata:
-        _expect(type(metadata) is dict and set(metadata) <= {'conj', 'neg'}, 'tensor', metadata)
-        if metadata.get('conj'):
-            tensor = tensor.conj()
-        if metadata.get('neg'):
-            tensor = torch._neg_view(tensor)
-    return tensor.requires_grad_() if requires_grad else tensor
-
-
-def _parameter(data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> nn.Parameter:
-    is_parameter = isinstance(data, Tensor) and type(requires_grad) is bool and not hooks
-    _expect(is_parameter, '_rebuild_parameter', (data, requires_grad, hooks))
-    parameter = nn.Parameter(data, requires_grad)
-    if state is not None:
-        _expect(type(state) is dict, '_rebuild_parameter_with_state', state)
-        check_attributes(nn.Parameter, state)
-        vars(parameter).update(state)
-    return parameter
-
-
-def check_attributes(cls: type, state: dict) -> None:
-    """Refuse to hide the attributes of a class behind others of an instance."""
-    for name in state:
-        if type(name) is not str or name.startswith('__') or hasattr(cls, name):
-            raise UnsafeCheckpointError(
-                f'it sets the attribute {describe(name)} of an object of type {cls.__name__!r}'
-            )
-
-
-def _sparse_tensor(layout: Any, data: Any) -> Tensor:
-    """Not checked yet: the indices may have no values before all of the file is read."""
-    if layout == torch.sparse_coo:
-        indices, values, size, *is_coalesced = data
-        return torch.sparse_coo_tensor(
-            indices,
-            values,
-            size,
-            check_invariants=False,
-            is_coalesced=is_coalesced[0] if is_coalesced else None,
-        )
-    compressed, plain, values, size = data
-    return torch.sparse_compressed_tensor(
-        compressed, plain, values, size, layout=layout, check_invariants=False
-    )
-
-
-def check_sparse(tensor: Tensor) -> None:
-    """Raise an error unless the indices of a sparse tensor are within its shape."""
-    if tensor.layout == torch.sparse_coo:
-        torch.sparse_coo_tensor(
-            tensor._indices(), tensor._values(), tensor.shape, check_invariants=True
-        )
-        return
-    by_row = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
-    torch.sparse_compressed_tensor(
-        tensor.crow_indices() if by_row else tensor.ccol_indices(),
-        tensor.col_indices() if by_row else tensor.row_indices(),
-        tensor.values(),
-        tensor.shape,
-        layout=tensor.layout,
-        check_invariants=True,
-    )
-
-
-_LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
 _array_rebuilder = np.empty(0).__reduce__()[0]
 _scalar_rebuilder = np.float64(0).__reduce__()[0]
 _INTEGERS = [(int,) * count for count in range(1, 9)]
@@ -341,13 +232,13 @@ def _own(function: Callable) -> tuple[Callable, Callable]:
 
 
 CALLABLE: dict[str, tuple[Any, Callable]] = {
-    'torch._utils._rebuild_tensor': _own(_tensor),
-    'torch._utils._rebuild_tensor_v2': _own(_tensor_v2),
-    'torch._utils._rebuild_tensor_v3': _own(_tensor_v3),
-    'torch._utils._rebuild_parameter': _own(_parameter),
-    'torch._utils._rebuild_parameter_with_state': _own(_parameter),
-    'torch._utils._rebuild_sparse_tensor': _own(_sparse_tensor),
-    'torch.serialization._get_layout': _own(_layout),
+    'torch._utils._rebuild_tensor': _own(tensors.tensor),
+    'torch._utils._rebuild_tensor_v2': _own(tensors.tensor_v2),
+    'torch._utils._rebuild_tensor_v3': _own(tensors.tensor_v3),
+    'torch._utils._rebuild_parameter': _own(tensors.parameter),
+    'torch._utils._rebuild_parameter_with_state': _own(tensors.parameter),
+    'torch._utils._rebuild_sparse_tensor': _own(tensors.sparse_tensor),
+    'torch.serialization._get_layout': _own(tensors.layout),
     'torch.Size': (torch.Size, _size),
     'torch.device': (torch.device, _taking(torch.device, (str,), (str, int))),
     **{
@@ -374,7 +265,7 @@ CALLABLE: dict[str, tuple[Any, Callable]] = {
     'builtins.bytes': (bytes, _taking(bytes, ())),
     'builtins.bytearray': (bytearray, _byte_array),
     'builtins.complex': (complex, _taking(complex, (float, float))),
-    'builtins.slice': (slice, slice),
+    'builtins.slice': (slice, _slice),
     'builtins.range': (range, _taking(range, (int, int, int))),
     'builtins.getattr': _own(_history_statistic),
     '_codecs.encode': _own(latin1_bytes),

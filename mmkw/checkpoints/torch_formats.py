@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.serialization import default_restore_location
 from torch.storage import TypedStorage
 
-from .admitted import check_sparse
 from .errors import CheckpointError
 from .pickle_bounds import describe_error
+from .tensor_constructors import check_sparse
 from .unpickling import RestrictedUnpickler
 
 _ZIP_START = b'PK\x03\x04'

@@ -17,9 +17,16 @@ from torch import Tensor
 from torch.storage import TypedStorage
 
 from . import admitted
-from .admitted import StorageType, check_attributes, latin1_bytes, user_types
+from .admitted import StorageType, latin1_bytes, user_types
 from .errors import UnsafeCheckpointError
-from .pickle_bounds import describe, key_size, structure_size
+from .pickle_bounds import (
+    check_attributes,
+    comparisons,
+    describe,
+    is_compound,
+    is_shape,
+    structure_size,
+)
 
 _DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter, ConfigDict)
 _WITH_ATTRIBUTES = (collections.OrderedDict, argparse.Namespace, HistoryBuffer)
@@ -27,6 +34,20 @@ _WITH_ATTRIBUTES = (collections.OrderedDict, argparse.Namespace, HistoryBuffer)
 _PythonUnpickler: Any = pickle._Unpickler
 # Work beyond that in proportion to the file.
 _FREE_WORK = 1_000_000
+
+
+class _BoundedFile:
+    """A file of which no more is read than it has, whatever length a pickle names.
+
+    Python would first reserve the memory for all that it is asked to read.
+    """
+
+    def __init__(self, file: BinaryIO, length: int) -> None:
+        self._file, self._length = file, length
+        self.readline = file.readline
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(min(size, self._length))
 
 
 class RestrictedUnpickler(_PythonUnpickler):
@@ -37,7 +58,7 @@ class RestrictedUnpickler(_PythonUnpickler):
     The pure Python class rather than the compiled one, since only its single steps can be
     checked: a name that is admitted as an argument is still not to be called, state is for
     instances only (given to a class or a function it would change it for the whole process), and
-    calls that copy their arguments are to do so about once for each byte of the file.
+    what calls copy and keys compare is to be about as much as the file has bytes.
 
     Args:
         file: where the pickle starts.
@@ -53,10 +74,11 @@ class RestrictedUnpickler(_PythonUnpickler):
         length: int,
         load_storage: Callable[[tuple], TypedStorage] | None = None,
     ) -> None:
-        super().__init__(file, encoding='utf-8')
+        super().__init__(_BoundedFile(file, length), encoding='utf-8')
         self._load_storage = load_storage
         self._length = length
         self._work = _FREE_WORK + 4 * length
+        self._compound_keys = 0
         self.sparse: list[Tensor] = []
 
     def load(self) -> Any:
@@ -72,7 +94,10 @@ class RestrictedUnpickler(_PythonUnpickler):
     def _spend(self, work: int) -> None:
         self._work -= work
         if self._work < 0:
-            raise UnsafeCheckpointError('it copies the same values over and over')
+            raise UnsafeCheckpointError(
+                'it copies the same values over and over, or has more keys that are neither text '
+                'nor numbers than a checkpoint needs'
+            )
 
     def find_class(self, module: str, name: str) -> Any:
         module = 'builtins' if module == '__builtin__' else module
@@ -111,6 +136,7 @@ class RestrictedUnpickler(_PythonUnpickler):
                 self._spend(structure_size(arg) if self.stack[-1] is ConfigDict else len(arg))
             elif type(arg) in (str, bytes):
                 self._spend(len(arg))
+        self._check_keys(admitted.keys_of(self.stack[-1], args))
         self.stack[-1] = result = function(*args)
         if isinstance(result, Tensor) and result.layout != torch.strided:
             self.sparse.append(result)
@@ -177,7 +203,7 @@ class RestrictedUnpickler(_PythonUnpickler):
             self._spend(len(content))
             fits = (
                 type(content) is bytes
-                and all(type(length) is int and length >= 0 for length in shape)
+                and is_shape(shape)
                 and dtype.itemsize > 0
                 and math.prod(shape) * dtype.itemsize == len(content)
             )
@@ -192,8 +218,9 @@ class RestrictedUnpickler(_PythonUnpickler):
             raise UnsafeCheckpointError(f'it adds items to {describe(target)}')
 
     def _check_keys(self, keys: list) -> None:
-        for key in keys:
-            self._spend(key_size(key, user_types()) - 1)
+        known = self._compound_keys
+        self._compound_keys += sum(is_compound(key, user_types()) for key in keys)
+        self._spend(comparisons(self._compound_keys) - comparisons(known))
 
     def load_append(self) -> None:
         self._check_target(self.stack[-2], (list,))
