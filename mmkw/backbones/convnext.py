@@ -12,6 +12,7 @@ from ..arguments import checks_arguments
 from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
+from ..sample_conv.loaded import tensor_of
 from .base import WarehouseBackbone
 
 
@@ -74,9 +75,10 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # The layer scales of a plain network are vectors.
         for name, parameter in self.named_parameters():
-            value = state_dict.get(prefix + name)
-            if name.endswith('.gamma') and value is not None and value.dim() < parameter.dim():
-                state_dict[prefix + name] = value.reshape(1, -1, 1, 1)
+            if name.endswith('.gamma'):
+                value = tensor_of(state_dict, prefix + name)
+                if value is not None and value.dim() < parameter.dim():
+                    state_dict[prefix + name] = value.reshape(1, -1, 1, 1)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

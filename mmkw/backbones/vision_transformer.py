@@ -11,6 +11,7 @@ from ..arguments import checks_arguments
 from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
+from ..sample_conv.loaded import tensor_of
 from .base import WarehouseBackbone
 
 
@@ -115,8 +116,9 @@ class SplitQKV(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # A plain network has the rows of queries, keys and values in one tensor.
         for kind in ('weight', 'bias'):
-            whole = state_dict.pop(prefix + kind, None)
+            whole = tensor_of(state_dict, prefix + kind)
             if whole is not None:
+                del state_dict[prefix + kind]
                 rows = self.query_key.out_features
                 state_dict[f'{prefix}query_key.{kind}'] = whole[:rows]
                 state_dict[f'{prefix}value.{kind}'] = whole[rows:]

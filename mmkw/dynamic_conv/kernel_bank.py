@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS, anneal
 from ..sample_conv.bank import BankModule
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer
+from ..sample_conv.loaded import tensor_of
 from ..sample_conv.mixing import KernelLayout, Mixture
 from ..sample_conv.temperature import TemperatureRange
 
@@ -128,9 +129,9 @@ class KernelBankLayer(BankModule, DynamicLayer):
         return self.weight.numel()
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        weight = state_dict.get(prefix + 'weight')
+        weight = tensor_of(state_dict, prefix + 'weight')
         # MMEngine loads non-strictly by default and would only log this mismatch.
-        if isinstance(weight, Tensor) and weight.shape != self.weight.shape:
+        if weight is not None and weight.shape != self.weight.shape:
             raise ValueError(
                 f'{prefix}weight of the checkpoint has shape {tuple(weight.shape)}, but the model '
                 f'needs {tuple(self.weight.shape)} (kernels, output channels, input channels, ...)'

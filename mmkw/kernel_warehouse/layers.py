@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import checks_arguments
 from ..sample_conv.layer import DynamicConvNd, DynamicLinear, IntOrTuple
+from ..sample_conv.loaded import tensor_of
 from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels
 from ..sample_conv.routes import dynamic_conv
 from .attention import AttentionConfig, AttentionOptions, KernelAttention
@@ -162,13 +163,14 @@ class KWLayer(FoldableLayer):
         return None
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        if prefix + 'weight' in state_dict:
-            self._start_from_plain(state_dict, prefix)
+        kernel = tensor_of(state_dict, prefix + 'weight')
+        if kernel is not None:
+            del state_dict[prefix + 'weight']
+            self._start_from_plain(kernel, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _start_from_plain(self, state_dict, prefix) -> None:
-        """Take the plain kernel out of the state dict, as cells."""
-        kernel = state_dict.pop(prefix + 'weight')
+    def _start_from_plain(self, kernel: Tensor, state_dict, prefix) -> None:
+        """Take the plain kernel of a checkpoint as cells."""
         if self.partition is None:
             raise ValueError(f'{self} has no warehouse yet for {prefix}weight of the checkpoint')
         if difference := self.difference_from_plain():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..sample_conv.bank import BankModule
+from ..sample_conv.loaded import tensor_of
 from ..sample_conv.temperature import AnnealedModule, TemperatureRange
 from .partition import KernelPartition, WarehousePartition
 
@@ -81,7 +82,7 @@ class Warehouse(BankModule, AnnealedModule):
             state_dict[prefix + 'temperature'] = self.temperature
         else:
             self.awaits_annealing = False
-        cells = state_dict.get(prefix + 'cells')
+        cells = tensor_of(state_dict, prefix + 'cells')
         # MMEngine loads non-strictly by default and would only log this mismatch.
         if cells is not None and cells.shape != self.cells.shape:
             raise ValueError(
