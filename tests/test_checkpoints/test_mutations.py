@@ -1,12 +1,14 @@
 """Checkpoints damaged at random: each gives one clear error or a correct result, and runs nothing.
 
 Two files are damaged: one of the release, which is read and converted, and one of a training run,
-which is read and initialises a backbone through ``init_cfg``.
+which is read and initialises a backbone through ``init_cfg``. Each use may take ten seconds, and
+1 GB more than what the process has at the beginning.
 """
 
 import logging
 import pickle
 import random
+import resource
 import time
 import zipfile
 from collections import Counter
@@ -23,6 +25,7 @@ from mmkw.checkpoints import CheckpointError, convert_released, load_checkpoint
 
 BACKBONE = dict(type='KWResNet', depth=18, stem_channels=8, base_channels=8)
 SECONDS = 10
+GIGABYTE = 1 << 30
 
 
 def truncate(random, path, save, **_):
@@ -241,18 +244,35 @@ def initialise(path, damage, weights, log):
     return outcome
 
 
+def peak_memory():
+    """Of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@pytest.fixture
+def memory_limit():
+    """A gigabyte more than the process has now."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with open('/proc/self/statm') as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 @pytest.mark.parametrize(
     ('count', 'seed'),
     [(33, 0), *(pytest.param(486, seed, marks=pytest.mark.slow) for seed in (1, None))],
 )
-def test_damaged_checkpoints(count, seed, tmp_path, files, whole, log):
+def test_damaged_checkpoints(count, seed, tmp_path, files, whole, log, memory_limit):
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     print(f'\nseed of the damages: {seed}')
     choices = random.Random(seed)
     torch.manual_seed(seed)
     marker = tmp_path / 'payload' / 'ran'
     marker.parent.mkdir()
-    outcomes, problems, longest = Counter(), [], 0
+    outcomes, problems, longest = Counter(), [], (0, '')
+    memory_before = peak_memory()
     for number in range(count):
         damage = DAMAGES[number % len(DAMAGES)]
         is_released = number // len(DAMAGES) % 3 == 0
@@ -285,14 +305,17 @@ def test_damaged_checkpoints(count, seed, tmp_path, files, whole, log):
             except Exception as error:
                 outcome = 'PROBLEM'
                 problems.append(f'file {number}, {damage.__name__}: {error!r}')
-            longest = max(longest, time.monotonic() - begin)
+            longest = max(longest, (time.monotonic() - begin, f'file {number}, {damage.__name__}'))
             outcomes[damage.__name__, use.func.__name__, outcome] += 1
             assert not marker.exists(), f'the payload of file {number} ran'
             assert list(folder.iterdir()) == [path], f'file {number} left another file'
         path.unlink()
     for (damage, use, outcome), times in sorted(outcomes.items()):
         print(f'{damage:<12} {use:<11} {outcome:<22} {times:>3}')
-    print(f'{count} damaged checkpoints, {sum(outcomes.values())} uses, {longest:.1f} s at most')
+    print(
+        f'{count} damaged checkpoints, {sum(outcomes.values())} uses; {longest[0]:.1f} s at most '
+        f'({longest[1]}), peak of memory {peak_memory():.0f} MiB ({memory_before:.0f} before)'
+    )
     assert not problems, '\n'.join(problems)
     assert {outcome for damage, _, outcome in outcomes if damage == 'truncate'} == {
         'CheckpointError'
@@ -300,4 +323,4 @@ def test_damaged_checkpoints(count, seed, tmp_path, files, whole, log):
     assert {outcome for damage, _, outcome in outcomes if damage == 'infect'} == {
         'UnsafeCheckpointError'
     }
-    assert longest < SECONDS
+    assert longest[0] < SECONDS
