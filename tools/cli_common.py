@@ -162,7 +162,7 @@ def read_config(path, options=None):
 
     Raises:
         SystemExit: If there is no such file.
-        ValueError: If the config cannot be read; names the file and says why.
+        ValueError: If the config cannot be read or has no model; names the file and says why.
     """
     check_file(str(path), 'config')
     try:
@@ -171,6 +171,11 @@ def read_config(path, options=None):
         raise ValueError(f'config file {path} cannot be read: {describe_error(error)}') from error
     if options is not None:
         config.merge_from_dict(options)
+    if 'model' not in config:
+        raise ValueError(
+            f'config file {path} has no model; give the config of a classifier or detector, not a '
+            f'base of one'
+        )
     return config
 
 

@@ -168,7 +168,7 @@ def vision_transformer_plan(
     """
     budget = as_fraction('budget', budget)
     blocks = len(network.layers) if blocks_per_warehouse is None else blocks_per_warehouse
-    if not isinstance(blocks, int) or blocks < 1:
+    if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1:
         raise ValueError(
             f'blocks_per_warehouse must be a positive integer or None, for all blocks, but got '
             f'{blocks_per_warehouse!r}'

@@ -318,6 +318,7 @@ def test_plain_checkpoints_are_refused_below_a_budget_of_1():
         (dict(cell_ratio=1 / 100), "warehouse 'value1': cell_ratio 1/100 leaves no whole cell"),
         (dict(cell_ratio=3 / 4), 'does not divide'),
         (dict(blocks_per_warehouse=0), 'must be a positive integer or None.*but got 0'),
+        (dict(blocks_per_warehouse=True), 'must be a positive integer or None.*but got True'),
         (dict(blocks_per_warehouse=1.5), 'must be a positive integer or None.*but got 1.5'),
         (dict(attention=dict(norm_layer='Nrm')), "norm_layer must be a norm of torch.nn.*'Nrm'"),
         (dict(attention=dict(reduction=0)), 'reduction must be a positive number'),

@@ -40,6 +40,12 @@ def test_configs_that_cannot_be_read(content, expected, tool, folder):
         load_tool(tool).main(['mine.py'])
 
 
+@pytest.mark.parametrize('tool', ['train', 'analysis_tools/get_flops'])
+def test_configs_without_a_model(tool, folder):
+    (folder / 'mine.py').write_text('train_cfg = dict(max_epochs=1)')
+    assert 'config file mine.py has no model' in refused(load_tool(tool), 'mine.py')
+
+
 @pytest.mark.parametrize(
     'option, expected',
     [
