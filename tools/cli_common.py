@@ -215,6 +215,25 @@ def check_file(path, what):
         fail(f'{what} file {path} does not exist')
 
 
+def check_output(path, *inputs):
+    """Exit with one line, before any work is done, if a file cannot be written as it should.
+
+    An earlier file of the name is replaced, in one step.
+
+    Args:
+        path: The file that the user names for the result.
+        inputs: Files that the tool reads; the result must not take the place of one of them.
+    """
+    folder = os.path.dirname(path) or '.'
+    if not os.path.isdir(folder):
+        fail(f'cannot write {path}: the folder {folder} does not exist; create it first')
+    if os.path.isdir(path):
+        fail(f'cannot write {path}: it is a folder; name a file in it')
+    for file in inputs:
+        if os.path.exists(path) and os.path.exists(file) and os.path.samefile(path, file):
+            fail(f'cannot write {path}: the tool reads this file; name another one to write')
+
+
 def check_data(config, *splits):
     """Exit with one line unless the folders that the splits' data lie in are there."""
     for split in splits:

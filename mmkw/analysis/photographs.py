@@ -74,20 +74,39 @@ def look_at_images(
         the file of the drawing.
 
     Raises:
-        ValueError: if the config is of neither package, or an image cannot be read.
+        ValueError: if the config is of neither package, an image cannot be read, or its drawing
+            would take its place.
         RuntimeError: if the checkpoint does not fit the model.
     """
     scope = config.get('default_scope')
-    looks = {'mmpretrain': _classify, 'mmdet': _detect}
+    looks = {'mmpretrain': (_classify, _classifier_drawing), 'mmdet': (_detect, _detector_drawing)}
     if scope not in looks:
         raise ValueError(
             f'default_scope must be mmpretrain, for a classifier, or mmdet, for a detector, but '
             f'is {scope!r}'
         )
+    look, drawing_of = looks[scope]
+    for image in images:
+        drawing = drawing_of(Path(out), image)
+        if drawing.exists() and drawing.samefile(image):
+            raise ValueError(
+                f'the drawing of {image} would take its place; name another folder than {out} for '
+                f'the drawings'
+            )
     # MMDetection's inferencer does so too; MMPretrain's takes the scope as it is.
     init_default_scope(scope)
     Path(out).mkdir(parents=True, exist_ok=True)
-    return looks[scope](config, checkpoint, images, Path(out), device, min_score)
+    return look(config, checkpoint, images, Path(out), device, min_score)
+
+
+def _classifier_drawing(out: Path, image: str) -> Path:
+    """Where MMPretrain draws an image."""
+    return (out / Path(image).stem).with_suffix('.png')
+
+
+def _detector_drawing(out: Path, image: str) -> Path:
+    """Where MMDetection draws an image."""
+    return out / 'vis' / Path(image).name
 
 
 def _classify(config, checkpoint, images, out, device, min_score):
@@ -105,7 +124,7 @@ def _classify(config, checkpoint, images, out, device, min_score):
         best = scores.argsort()[::-1][:5]
         names = inferencer.classes or range(len(scores))
         findings = [Finding(str(names[label]), float(scores[label])) for label in best]
-        yield image, findings, (out / Path(image).stem).with_suffix('.png')
+        yield image, findings, _classifier_drawing(out, image)
 
 
 def _detect(config, checkpoint, images, out, device, min_score):
@@ -126,7 +145,7 @@ def _detect(config, checkpoint, images, out, device, min_score):
             if score >= min_score
         ]
         findings.sort(key=lambda finding: finding.score, reverse=True)
-        yield image, findings, out / 'vis' / Path(image).name
+        yield image, findings, _detector_drawing(out, image)
 
 
 def _load(model: Any, checkpoint: str) -> dict:

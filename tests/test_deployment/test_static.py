@@ -333,6 +333,8 @@ def test_tool(to_static, tmp_path):
     scores = r'accuracy/top1\n  dynamic +\S+\n  static +\S+\n  static, norms matched +\S+\n$'
     assert re.search(scores, shown)
 
+    for name in ('static.pth', 'static.py'):
+        (tmp_path / name).write_text('of an earlier run')
     assert 'accuracy' not in to_static('static.pth', '--keep-norms', '--no-test')
     matched, static = (
         torch.load(f'{name}.pth', weights_only=True) for name in ('matched', 'static')
@@ -361,7 +363,7 @@ def test_refused_by_the_tool(tmp_path, monkeypatch, capsys):
     write(tmp_path, CLASSIFIER, temperature=1)
     tool = load_tool('deployment/to_static')
     line = refused(tool, 'config.py', 'model.pth', 'config.pth')
-    assert 'config.py is there already' in line
+    assert 'cannot write config.py: the tool reads this file; name another one' in line
     line = refused(tool, 'config.py', 'model.pth', 'no/static.pth')
     assert 'folder no does not exist' in line
     line = refused(tool, 'config.py', 'model.pth', 'static.pth', '--launcher=pytorch')

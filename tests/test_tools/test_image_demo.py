@@ -75,6 +75,9 @@ def test_detector_on_a_folder(look, folder):
 def test_errors(look, folder):
     tool = load_tool('image_demo')
     assert 'image no.png does not exist' in refused(tool, 'no.png', 'tiny.py', 'tiny.pth')
+    image = 'images/train/bright/bright0.png'
+    line = refused(tool, image, 'tiny.py', 'tiny.pth', '--out-dir=images/train/bright')
+    assert f'drawing of {image} would take its place; name another folder' in line
     (folder / 'empty').mkdir()
     assert 'folder empty holds no image' in refused(tool, 'empty', 'tiny.py', 'tiny.pth')
     scene = 'scenes/0.png'

@@ -135,6 +135,27 @@ def test_logs_that_are_not_there(tmp_path):
     assert 'holds no */vis_data/scalars.json' in line
 
 
+@pytest.mark.parametrize(
+    ('tool', 'inputs', 'out'),
+    [
+        ('deployment/to_static', ['tiny.py', 'model.pth'], 'tiny.pth'),
+        ('deployment/export_onnx', ['tiny.py', 'model.pth'], 'model.pth'),
+        ('model_converters/plain_to_mmkw', ['tiny.py', 'model.pth'], 'model.pth'),
+        ('model_converters/released_to_mmkw', ['model.pth'], 'model.pth'),
+    ],
+)
+def test_no_result_takes_the_place_of_what_is_read(tool, inputs, out, folder):
+    (folder / 'model.pth').write_bytes(b'weights')
+    contents = {path: (folder / path).read_bytes() for path in ('model.pth', 'tiny.py')}
+    line = refused(load_tool(tool), *inputs, out)
+    assert re.search(r'cannot write (model.pth|tiny.py): the tool reads this file', line)
+    for name, expected in (('no/x.pth', 'the folder no does not exist'), ('.', 'name')):
+        if tool.startswith('model_converters'):
+            assert expected in refused(load_tool(tool), *inputs, name)
+    for path, content in contents.items():
+        assert (folder / path).read_bytes() == content
+
+
 @pytest.mark.parametrize('tool', ['plain_to_mmkw', 'released_to_mmkw', 'publish_model'])
 def test_converters(tool, folder, monkeypatch):
     (folder / 'broken.pth').write_bytes(b'not a checkpoint')

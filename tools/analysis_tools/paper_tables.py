@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
 
-from cli_common import add_debug_option, clear_errors  # noqa: E402
+from cli_common import add_debug_option, check_output, clear_errors  # noqa: E402
 
 INTRODUCTION = """# The paper's tables
 
@@ -49,6 +49,8 @@ def main(argv=None):
         from mmkw.analysis.paper_tables import BuiltModels
         from mmkw.files import write_whole
 
+        if args.markdown is not None:
+            check_output(args.markdown)
         # What is replaced and planned in each model is logged.
         MMLogger.get_current_instance().setLevel(logging.WARNING)
         text = page(BuiltModels(ROOT / 'configs'), args.tables)

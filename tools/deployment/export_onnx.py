@@ -18,6 +18,7 @@ from cli_common import (  # noqa: E402
     add_shape_option,
     argument_parser,
     check_file,
+    check_output,
     clear_errors,
     load_config,
     naming_misfits,
@@ -54,6 +55,7 @@ def main(argv=None):
     with clear_errors(args.debug), naming_misfits(args):
         config = load_config(args)
         check_file(args.checkpoint, 'checkpoint')
+        check_output(args.out, args.config, args.checkpoint)
         model = load_model(config, args.checkpoint)
         if args.fold is not None:
             fold_attentions(model, args.fold)

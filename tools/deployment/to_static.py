@@ -22,6 +22,7 @@ from cli_common import (  # noqa: E402
     build_runner,
     check_data,
     check_file,
+    check_output,
     clear_errors,
     fail,
     load_config,
@@ -100,10 +101,7 @@ def main(argv=None):
 def check_arguments(config, args):
     check_file(args.checkpoint, 'checkpoint')
     for path in (args.out, args.out.with_suffix('.py')):
-        if path.exists():
-            fail(f'{path} is there already; remove it or name another file to write')
-    if not args.out.parent.is_dir():
-        fail(f'the folder {args.out.parent} does not exist; create it first')
+        check_output(path, args.config, args.checkpoint)
     if args.launcher != 'none':
         fail('calibration runs in one process; start the tool without --launcher')
     check_data(config, args.split, *([] if args.no_test else ['test']))

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
-from cli_common import add_debug_option, clear_errors, read_config  # noqa: E402
+from cli_common import add_debug_option, check_output, clear_errors, read_config  # noqa: E402
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
@@ -32,7 +32,8 @@ def parse_args(argv=None):
     parser.add_argument(
         'dst',
         nargs='?',
-        help='where to write the result (.pth or .safetensors); not needed with --dry-run',
+        help='where to write the result (.pth or .safetensors), in the place of an earlier file; '
+        'not needed with --dry-run',
     )
     parser.add_argument(
         '--dry-run', action='store_true', help='show what goes where, and write nothing'
@@ -85,6 +86,8 @@ def main(argv=None):
     args = parse_args(argv)
     with clear_errors(args.debug):
         dst = None if args.dry_run else args.dst
+        if dst is not None:
+            check_output(dst, args.config, args.src)
         checkpoint, result = convert_plain(build_model(args), args.src, dst)
     if args.dry_run:
         for name, target in result.mapping.items():

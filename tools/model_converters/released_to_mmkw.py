@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cli_common import add_debug_option, clear_errors  # noqa: E402
+from cli_common import add_debug_option, check_output, clear_errors  # noqa: E402
 
 from mmkw.checkpoints import save_checkpoint  # noqa: E402
 from mmkw.checkpoints.released_conversion import read_released  # noqa: E402
@@ -23,8 +23,8 @@ def parse_args(argv=None):
     parser.add_argument(
         'dst',
         nargs='?',
-        help='where to write the mmkw checkpoint; in the safetensors format if it ends in '
-        '.safetensors. Not needed with --dry-run',
+        help='where to write the mmkw checkpoint, in the place of an earlier file; in the '
+        'safetensors format if it ends in .safetensors. Not needed with --dry-run',
     )
     parser.add_argument(
         '--dry-run', action='store_true', help='show what goes where, and write nothing'
@@ -76,6 +76,8 @@ def config_line(meta):
 def main(argv=None):
     args = parse_args(argv)
     with clear_errors(args.debug):
+        if not args.dry_run:
+            check_output(args.dst, args.src)
         released = read_released(args.src, args.weights)
         if not args.dry_run:
             save_checkpoint(released.checkpoint, args.dst)
