@@ -9,6 +9,10 @@ batch norms between :math:`\mathbf{Q}`, :math:`\Phi` and :math:`\mathbf{P}`:
 .. math::
     y = \lambda \odot (\mathbf{W}_0 * x) + \mathbf{P} * \big(\mathrm{BN}(\Phi q) + q\big), \qquad
     q = \mathrm{BN}(\mathbf{Q} * x)
+
+The residual grows with the square of its input, as both :math:`\Phi` and ``q`` grow with it. Only
+the batch norms keep it small. Until they have seen training batches, a deep network can overflow in
+evaluation mode.
 """
 
 from __future__ import annotations

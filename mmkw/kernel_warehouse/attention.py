@@ -266,8 +266,9 @@ class KernelAttention(nn.Module):
         The last weights become 0 and their bias :math:`\beta`, so that :math:`\alpha` is
         :math:`\beta` at every temperature (up to the constant in Eq. 4, a thousandth) until the
         attention learns something else. (That is so for CAF; other functions start from their
-        values of 1 and 0.) Random logits would mix all the cells as the temperature
-        falls, which destroys kernels that were trained as a plain network's.
+        values of 1 and 0.) Kernels that were trained as a plain network's so stay as they are
+        while the temperature falls. Random logits would mix all the cells into them. Training goes
+        on from there, too, but ended at a lower accuracy, see :func:`mmkw.checkpoints.warm_start`.
         """
         self.fc2.weight.zero_()
         bias = self.fc2.bias if self.fc3 is None else self.basis_bias
