@@ -7,6 +7,7 @@ Importing mmkw calls :func:`install`, so that configs need nothing but
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def install() -> None:
     - These loaders return a config's text where MMEngine does not look for it: ``cfg`` and
       ``config`` in ``meta`` as ``cfg_text`` and ``config_text``, and not in the message hub.
       MMEngine would execute the text as Python, in ``Runner.resume`` and in inferencers that get
-      weights without a config (``DetInferencer(weights=...)``). The latter now say that there is
-      no config; give them its path, too.
+      weights without a config (``DetInferencer(weights=...)``). For the checkpoint of a run, the
+      latter now raise a ValueError that says to give them the config, too; for a file with the
+      text in ``meta`` alone they say themselves that they find none.
     - MMEngine's ``save_checkpoint``, which its runner and ``CheckpointHook`` use, writes local
       files by :func:`mmkw.checkpoints.save_checkpoint`.
 
@@ -70,6 +72,22 @@ def uninstall() -> None:
             module.save_checkpoint = _mmengine_save
 
 
+class _InfoWithoutConfig(OrderedDict):
+    """What a run noted, without its config: an inferencer that asks for that is told why."""
+
+    def __missing__(self, key):
+        if key == 'cfg':
+            raise ValueError(
+                'the config in the checkpoint is a program, which mmkw does not run; give the '
+                'config file beside the weights, as in DetInferencer(CONFIG, WEIGHTS)'
+            )
+        raise KeyError(key)
+
+    def __reduce__(self):
+        # Files name no class of mmkw.
+        return OrderedDict, (), None, None, iter(self.items())
+
+
 def _without_programs(loader: Callable) -> Callable:
     """The loader, with config texts where MMEngine does not look for them."""
 
@@ -81,8 +99,9 @@ def _without_programs(loader: Callable) -> Callable:
             for name in ('meta', 'message_hub')
         )
         info = hub.get('runtime_info') if isinstance(hub, dict) else None
-        if isinstance(info, dict):
-            info.pop('cfg', None)
+        if isinstance(info, dict) and 'cfg' in info:
+            del info['cfg']
+            hub['runtime_info'] = _InfoWithoutConfig(info)
         if isinstance(meta, dict):
             for name in ('cfg', 'config'):
                 if name in meta:

@@ -13,7 +13,13 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.visualization import Visualizer
 from toy_runs import toy_runner
 
-from mmkw.checkpoints import UnsafeCheckpointError, install, load_checkpoint, uninstall
+from mmkw.checkpoints import (
+    UnsafeCheckpointError,
+    install,
+    load_checkpoint,
+    save_checkpoint,
+    uninstall,
+)
 
 MODULES = (mmengine.runner, mmengine.runner.checkpoint, mmengine.runner.runner)
 
@@ -168,11 +174,22 @@ def test_resuming_executes_no_config(tmp_path, program):
     assert program not in runner.message_hub.runtime_info.values()
 
 
-@pytest.mark.parametrize('where', ['meta', 'message_hub'])
-def test_inferencer_executes_no_config(where, tmp_path, program):
+@pytest.mark.parametrize(
+    'where, message',
+    [
+        ('meta', 'Cannot find the config'),
+        ('message_hub', 'give the config file beside the weights'),
+    ],
+)
+def test_inferencer_executes_no_config(where, message, tmp_path, program):
     checkpoint = dict(meta=dict(cfg=program), state_dict={})
     if where == 'message_hub':
-        checkpoint = dict(meta={}, message_hub=dict(runtime_info=dict(cfg=program)), state_dict={})
+        info = dict(cfg=program, iter=1)
+        checkpoint = dict(meta={}, message_hub=dict(runtime_info=info), state_dict={})
     torch.save(checkpoint, tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match='Cannot find the config'):
+    with pytest.raises(ValueError, match=message):
         DetInferencer(weights=str(tmp_path / 'a.pth'), device='cpu')
+    # What was loaded can be saved, and is read again.
+    loaded = load(tmp_path / 'a.pth')
+    save_checkpoint(loaded, tmp_path / 'b.pth')
+    assert load_checkpoint(tmp_path / 'b.pth') == loaded
