@@ -204,10 +204,10 @@ def train_and_test(
 
 
 def warm_start(out: Path, digits: dict, made_from: list, fresh: bool) -> dict[str, dict]:
-    """Train a plain ResNet18, convert it, and anneal it in training for as long again.
+    """Train a plain ResNet18, convert it, and train it for as long again, annealed and not.
 
     Returns:
-        The scores of both, by name.
+        The scores of all three, by name.
     """
     plain, plain_scores = train_and_test(
         out / 'plain',
@@ -223,15 +223,20 @@ def warm_start(out: Path, digits: dict, made_from: list, fresh: bool) -> dict[st
         [sys.executable, tool, str(CLASSIFIER), plain['checkpoint'], str(converted)],
         out / 'plain/plain_to_mmkw.log',
     )
-    _, scores = train_and_test(
-        out / 'warm-start',
-        CLASSIFIER,
-        digits,
-        {'load_from': converted},
-        [*made_from, plain['made']],
-        fresh,
-    )
-    return {'plain ResNet18': plain_scores, 'KWResNet18 1x from the plain one': scores}
+    results = {'plain ResNet18': plain_scores}
+    for name, folder, settings in (
+        ('KWResNet18 1x from the plain one', 'warm-start', {}),
+        ('the same, not annealed', 'not-annealed', {'custom_hooks.0.iters': 1}),
+    ):
+        _, results[name] = train_and_test(
+            out / folder,
+            CLASSIFIER,
+            digits,
+            {'load_from': converted, **settings},
+            [*made_from, plain['made']],
+            fresh,
+        )
+    return results
 
 
 def result_table(classifiers: dict[str, dict], finetuned: dict[str, dict]) -> str:
@@ -310,10 +315,20 @@ def run_demo(args: argparse.Namespace) -> None:
             {'Pretraining': {'loss': out / 'pretrain'}, 'Fine-tuning Mask R-CNN': curves},
             pictures[1],
         )
+        if args.warm_start:
+            starts = {
+                'plain ResNet18, from random weights': out / 'plain',
+                'KWResNet18 1x, from random weights': out / 'pretrain',
+                'KWResNet18 1x, from the plain one': out / 'warm-start',
+                'the same, not annealed': out / 'not-annealed',
+            }
+            plot_logs({'Training loss': starts}, out / 'warm_start.png')
 
     say(f'\n{result_table(classifiers, table)}\n')
     say(f'  boxes and masks      {pictures[0]}')
     say(f'  loss, temperature    {pictures[1]}')
+    if args.warm_start:
+        say(f'  warm start           {out / "warm_start.png"}')
     say(f'  took                 {minutes(time.monotonic() - begin)}\n')
     say('Next, the real thing, with ImageNet in data/imagenet and 8 GPUs:')
     say(f'  bash {os.path.relpath(TOOLS / "dist_train.sh")} {NEXT} 8')
@@ -337,7 +352,7 @@ def main(argv=None) -> None:
     parser.add_argument(
         '--warm-start',
         action='store_true',
-        help='also train a plain ResNet18, convert its checkpoint and train KWResNet18 1x from it',
+        help='also train a plain ResNet18, and KWResNet18 1x from its weights, annealed and not',
     )
     parser.add_argument(
         '--quick',

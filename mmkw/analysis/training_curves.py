@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .figures import plt, save_figure
 
-LOSS_COLOURS = ('#1f5fa8', '#7f7f7f', '#3a923a')
+LOSS_COLOURS = ('#1f5fa8', '#7f7f7f', '#3a923a', '#8e5ea2')
 TEMPERATURE_COLOUR = '#d8730f'
 
 

@@ -34,12 +34,13 @@ def test_quick_demo_from_nothing_and_again(tmp_path):
             'KWResNet18 1x  ',
             'plain ResNet18',
             'KWResNet18 1x from the plain one',
+            'the same, not annealed',
             'Mask R-CNN from it',
             'Mask R-CNN from random weights',
         )
         if line.startswith(f'  {name}')
     }
-    assert [len(numbers) for numbers in rows.values()] == [1, 1, 1, 4, 4]
+    assert [len(numbers) for numbers in rows.values()] == [1, 1, 1, 1, 4, 4]
     results = tmp_path / 'work_dirs/demo'
     finetuned = json.loads((results / 'finetune-test/finished.json').read_text())['scores']
     assert rows['Mask R-CNN from it'][0] == pytest.approx(finetuned['coco/bbox_mAP'], abs=6e-4)
@@ -52,6 +53,7 @@ def test_quick_demo_from_nothing_and_again(tmp_path):
     log = (results / 'warm-start/output.log').read_text()
     assert re.search(r'Load checkpoint from \S*plain/kw\.pth', log)
     assert cv2.imread(str(results / 'training.png')).shape[1] > 1000
+    assert cv2.imread(str(results / 'warm_start.png')) is not None
     # Four scenes of 128 pixels, three times enlarged, each in a frame of 4.
     assert cv2.imread(str(results / 'predictions.png')).shape == (392, 4 * 392, 3)
 
