@@ -6,7 +6,7 @@ from mmcv.cnn import ConvModule, build_conv_layer
 from mmdet.models.dense_heads import RetinaHead
 from mmdet.models.necks import FPN
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models.backbones import ResNet
 from torch import nn
 
@@ -33,6 +33,29 @@ def test_conv_module():
     module.init_weights()
     assert module(torch.zeros(2, 8, 5, 5)).shape == (2, 16, 5, 5)
     assert set(module.state_dict()) >= {'conv.warehouse.cells', 'conv.warehouse.temperature'}
+
+
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='KWResNet', depth=18, conv_cfg=dict(type='KWConv2D')),
+        dict(
+            type='KWBackbone',
+            backbone=dict(type='mmpretrain.ResNet', depth=18, conv_cfg=dict(type='KWConv2D')),
+        ),
+        dict(
+            type='DynamicBackbone',
+            backbone=dict(type='mmpretrain.ResNet', depth=18, conv_cfg=dict(type='KWConv2D')),
+            layer=dict(type='ODConv2d'),
+            layers=['layer*.conv?'],
+        ),
+    ],
+)
+def test_misspelt_type(backbone):
+    with pytest.raises(
+        ValueError, match="conv_cfg has no type 'KWConv2D'; did you mean 'KWConv2d'"
+    ):
+        MODELS.build(backbone)
 
 
 def test_conv1d():

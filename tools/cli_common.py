@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 try:
     # Registers the package's modules, and the loader that can read MMEngine's checkpoints.
     import mmkw  # noqa: F401
+    from mmkw.backbones.conv_types import naming_conv_types
 except ModuleNotFoundError as error:
     if error.name != 'mmkw':
         raise
@@ -313,7 +314,8 @@ def build_runner(config):
     if on_cpu:
         _init_gloo(config)
     build = RUNNERS.build if 'runner_type' in config else Runner.from_cfg
-    runner = build(config)
+    with naming_conv_types(config.get('model', {})):
+        runner = build(config)
     if on_cpu:
         runner.logger.info(
             'No GPU is available: distributed training and testing run on the CPU, over gloo.'

@@ -15,6 +15,7 @@ from ..arguments import check_names, checks_arguments_of
 from ..kernel_warehouse.plan import WarehouseConfig, apply_plan
 from ..kernel_warehouse.plan import freeze_idle_warehouses as freeze_idle
 from ..planning import NetworkPlan, make_plan, plan_network
+from .conv_types import naming_conv_types
 from .layer_depth import WarehouseDepths
 
 _AUTOMATIC_OPTIONS = tuple(inspect.signature(plan_network).parameters)[2:]
@@ -95,7 +96,8 @@ def build_kw_backbone(
 
 def build_plain(backbone: dict) -> nn.Module:
     """Build a plain backbone, the parts of which are looked up in its own scope first."""
-    return MODELS.build(in_own_scope(backbone))
+    with naming_conv_types(backbone):
+        return MODELS.build(in_own_scope(backbone))
 
 
 def in_own_scope(backbone: dict) -> dict:

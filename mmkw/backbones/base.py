@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 
 from ..kernel_warehouse.plan import freeze_idle_warehouses
+from .conv_types import naming_conv_types
 from .layer_depth import name_by_depth
 
 
@@ -16,6 +17,10 @@ class WarehouseBackbone(BaseBackbone):
     """
 
     freeze_idle_warehouses = True
+
+    def __init__(self, *args, **kwargs) -> None:
+        with naming_conv_types(kwargs):
+            super().__init__(*args, **kwargs)
 
     def _freeze_stages(self) -> None:
         super()._freeze_stages()

@@ -50,6 +50,7 @@ def test_configs_without_a_model(tool, folder):
     'option, expected',
     [
         ('budget=1/7', "error: warehouse 'layer2': budget 1/7 leaves no whole number of cells"),
+        ('conv_cfg.type=ODConv', "error: conv_cfg has no type 'ODConv'; did you mean 'ODConv2d'?"),
         ('type=KWResnet', 'error: KeyError: KWResnet is not in the '),
         ('budgets=2', 'error: TypeError: '),
     ],
