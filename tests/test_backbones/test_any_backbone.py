@@ -549,7 +549,8 @@ def test_layer_wise_learning_rates():
     def rates(backbone):
         head = dict(type='LinearClsHead', num_classes=2, in_channels=320)
         model = dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head)
-        model = copy.deepcopy(MODELS.build(model))
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = copy.deepcopy(MODELS.build(model))
         groups = build_optim_wrapper(model, optimizer).optimizer.param_groups
         return {group['param_name'].removeprefix('backbone.'): group['lr'] for group in groups}
 
