@@ -1,4 +1,4 @@
-"""Errors about unknown arguments: they name what the user wrote, and what was probably meant."""
+"""Checks of arguments: errors that name what was probably meant, and what counts as a number."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ import difflib
 import functools
 import inspect
 import itertools
+import math
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any, Callable, TypeVar, cast
 
 _Function = TypeVar('_Function', bound=Callable[..., Any])
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number. ``True`` and ``False`` are not."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole_number(value: Any, least: int = 1) -> bool:
+    """Whether this is an integer of at least ``least``. ``True`` and ``False`` are not."""
+    return isinstance(value, Integral) and is_number(value) and int(value) >= least
 
 
 def check_names(

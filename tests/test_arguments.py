@@ -1,12 +1,16 @@
-"""A typo in a config: the error names the class that the user wrote, and the nearest argument."""
+"""Wrong arguments: errors name the class that the user wrote, and what was probably meant."""
 
 import inspect
+from functools import partial
 
 import pytest
+import torch
 from mmcv.cnn import ConvModule
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 
-import mmkw  # noqa: F401
+import mmkw
+from mmkw.backbones import KWConvNeXt, KWResNet, KWVisionTransformer
+from mmkw.hooks import FiniteLossHook, KWAttentionHook, KWTemperatureHook
 from mmkw.sample_conv import DynamicLayer
 
 
@@ -123,3 +127,47 @@ def test_subclasses_have_their_own_arguments():
     assert Wide(mine=2, budget=2).warehouses
     with pytest.raises(TypeError, match="Wide has no argument 'buget'; did you mean 'budget'"):
         Wide(mine=2, buget=2)
+
+
+CONVNEXT = dict(arch=dict(depths=[1] * 4, channels=[8, 8, 8, 8]))
+
+
+@pytest.mark.parametrize(
+    ('build', 'name'),
+    [
+        (partial(mmkw.KWConv2d, 8, 8, 3), 'budget'),
+        (partial(mmkw.KWConv2d, 8, 8, 3), 'cell_ratio'),
+        (lambda **options: mmkw.KWConv2d(8, 8, 3, attention=options), 'reduction'),
+        (lambda **options: mmkw.KWConv2d(8, 8, 3, attention=options), 'basis_ratio'),
+        (
+            partial(mmkw.fold_attentions, KWResNet(18, stem_channels=8, base_channels=8)),
+            'min_saving',
+        ),
+        (KWResNet, 'depth'),
+        (partial(KWConvNeXt, **CONVNEXT), 'blocks_per_warehouse'),
+        (KWVisionTransformer, 'blocks_per_warehouse'),
+        (partial(mmkw.ODConv2d, 8, 8, 3), 'num_kernels'),
+        (partial(mmkw.ODConv2d, 8, 8, 3), 'reduction'),
+        (partial(mmkw.DYConv2d, 8, 8, 3), 'reduction'),
+        (partial(mmkw.WeightNetConv2d, 8, 8, 3), 'multiplier'),
+        (partial(mmkw.WeightNetConv2d, 8, 8, 3), 'reduction'),
+        (partial(mmkw.CGConv2d, 8, 8, 3), 'group_channels'),
+        (FiniteLossHook, 'interval'),
+        (KWAttentionHook, 'interval'),
+        (partial(KWAttentionHook, 1), 'map_interval'),
+        (KWTemperatureHook, 'epochs'),
+        (KWTemperatureHook, 'iters'),
+        (partial(KWTemperatureHook, 1), 'begin'),
+    ],
+)
+@pytest.mark.parametrize('value', [True, 'many', float('nan')])
+def test_no_number(build, name, value):
+    with pytest.raises(ValueError, match=f'{name}.*{value}'):
+        build(**{name: value})
+
+
+@pytest.mark.parametrize('patterns', ['layer1*', True])
+def test_patterns_are_a_list(patterns):
+    network = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3))
+    with pytest.raises(ValueError, match=f"such as .'layer1.'., but got '?{patterns}"):
+        mmkw.plan_network(network, torch.zeros(2, 8, 9, 9), layers=patterns)

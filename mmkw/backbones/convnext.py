@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ConvNeXt
 from torch import nn
 
-from ..arguments import checks_arguments
+from ..arguments import checks_arguments, is_whole_number
 from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
@@ -105,8 +105,7 @@ def convnext_plan(
             integer.
     """
     cells_per_mixture = as_fraction('budget', budget)
-    is_count = isinstance(blocks_per_warehouse, int) and blocks_per_warehouse >= 1
-    if blocks_per_warehouse is not None and not is_count:
+    if blocks_per_warehouse is not None and not is_whole_number(blocks_per_warehouse):
         raise ValueError(
             f'blocks_per_warehouse must be a positive integer or None, for all blocks of a stage, '
             f'but got {blocks_per_warehouse!r}'

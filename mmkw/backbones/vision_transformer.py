@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor, nn
 
-from ..arguments import checks_arguments
+from ..arguments import checks_arguments, is_whole_number
 from ..kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ..kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ..kernel_warehouse.plan import Plan, WarehouseConfig, apply_plan
@@ -168,7 +168,7 @@ def vision_transformer_plan(
     """
     budget = as_fraction('budget', budget)
     blocks = len(network.layers) if blocks_per_warehouse is None else blocks_per_warehouse
-    if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1:
+    if not is_whole_number(blocks):
         raise ValueError(
             f'blocks_per_warehouse must be a positive integer or None, for all blocks, but got '
             f'{blocks_per_warehouse!r}'

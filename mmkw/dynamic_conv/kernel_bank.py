@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..arguments import is_whole_number
 from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS, anneal
 from ..sample_conv.bank import BankModule
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer
@@ -83,7 +84,7 @@ class KernelBankLayer(BankModule, DynamicLayer):
         Raises:
             ValueError: if ``num_kernels`` is not a positive integer.
         """
-        if not isinstance(num_kernels, int) or isinstance(num_kernels, bool) or num_kernels < 1:
+        if not is_whole_number(num_kernels):
             raise ValueError(
                 f'{type(self).__name__} needs a positive whole number of kernels, but got '
                 f'num_kernels={num_kernels!r}'

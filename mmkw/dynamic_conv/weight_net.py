@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..arguments import checks_arguments
+from ..arguments import checks_arguments, is_number, is_whole_number
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import IntOrTuple
 from .generated import GeneratedConv2d
@@ -86,9 +86,11 @@ class WeightNetConv2d(GeneratedConv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,
         )  # fmt: skip
-        for name, value in dict(multiplier=multiplier, parts=parts, reduction=reduction).items():
-            if not value > 0:
-                raise ValueError(f'{name} must be positive, but got {value!r}')
+        for name, value in dict(multiplier=multiplier, parts=parts).items():
+            if not is_whole_number(value):
+                raise ValueError(f'{name} must be a positive integer, but got {value!r}')
+        if not is_number(reduction) or reduction <= 0:
+            raise ValueError(f'reduction must be a positive number, but got {reduction!r}')
         size = math.prod(self.kernel_shape[1:])
         if multiplier % parts or size % parts:
             raise ValueError(

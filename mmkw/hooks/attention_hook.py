@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..analysis.attention import AttentionRecorder, group_attentions, group_statistics
-from ..arguments import checks_arguments
+from ..arguments import checks_arguments, is_whole_number
 
 
 @HOOKS.register_module()
@@ -39,14 +39,14 @@ class KWAttentionHook(Hook):
 
     @checks_arguments()
     def __init__(self, interval: int = 500, map_interval: int | None = None) -> None:
-        if not isinstance(interval, int) or interval < 1:
+        if not is_whole_number(interval):
             raise ValueError(
                 f'interval of KWAttentionHook must be a positive whole number of iterations, but '
                 f'got {interval!r}'
             )
         if map_interval is None:
             map_interval = 10 * interval
-        if not isinstance(map_interval, int) or map_interval < 0 or map_interval % interval:
+        if not is_whole_number(map_interval, 0) or map_interval % interval:
             raise ValueError(
                 f'map_interval of KWAttentionHook must be 0 (no maps) or a multiple of its '
                 f'interval, {interval}, but got {map_interval!r}'

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..arguments import checks_arguments
+from ..arguments import checks_arguments, is_number, is_whole_number
 from ..sample_conv.temperature import AnnealedModule, TemperatureRange, annealed_modules
 from .start_checks import check_start
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class TemperatureHook(Hook):
@@ -110,10 +105,10 @@ class KWTemperatureHook(TemperatureHook):
         end (float): temperature from iteration ``T`` on. Defaults to 0.
 
     Raises:
-        ValueError: if not exactly one of ``epochs`` and ``iters`` is positive, or a temperature is
-            not a number; before training if the model has no layers with a temperature, one of
-            the two is outside the range of its method, or ``epochs`` is given to
-            a training loop that does not count epochs.
+        ValueError: if not exactly one of ``epochs`` and ``iters`` is given, it is not positive or
+            ``iters`` not whole, or a temperature is not a number; before training if the model has
+            no layers with a temperature, one of the two is outside the range of its method, or
+            ``epochs`` is given to a training loop that does not count epochs.
     """
 
     @checks_arguments()
@@ -124,16 +119,16 @@ class KWTemperatureHook(TemperatureHook):
         begin: float = 1.0,
         end: float = 0.0,
     ) -> None:
-        lengths = [length for length in (epochs, iters) if length is not None]
-        if len(lengths) != 1 or not _is_number(lengths[0]) or lengths[0] <= 0:
+        is_length = is_number(epochs) and epochs > 0 if iters is None else is_whole_number(iters)
+        if not is_length or (epochs is not None and iters is not None):
             raise ValueError(
-                f'KWTemperatureHook needs a positive number of either epochs or iters, but got '
-                f'epochs={epochs!r}, iters={iters!r}'
+                f'KWTemperatureHook needs either a positive number of epochs or a positive whole '
+                f'number of iters, but got epochs={epochs!r}, iters={iters!r}'
             )
         self.epochs = epochs
         self.iters = iters
         for name, value in (('begin', begin), ('end', end)):
-            if not _is_number(value):
+            if not is_number(value):
                 raise ValueError(f'{name} must be a finite number, but got {value!r}')
         self.begin = begin
         self.end = end

@@ -16,12 +16,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import is_number
 from ..sample_conv.attention_functions import normaliser
 from ..sample_conv.blockwise import convolve_blocks, fewest_rows, product, rows_per_block
 from ..sample_conv.convolution import CONVOLUTIONS, convolve_kernels
@@ -191,7 +191,7 @@ def fold_attentions(model: nn.Module, min_saving: float = 4) -> dict[str, int]:
             ``min_saving`` is negative.
         RuntimeError: if a layer is in training mode.
     """
-    if not isinstance(min_saving, Real) or not min_saving >= 0:
+    if not is_number(min_saving) or min_saving < 0:
         raise ValueError(f'min_saving must be a number of at least 0, but got {min_saving!r}')
     layers = _foldable_layers(model)
     if not layers:

@@ -65,9 +65,14 @@ def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
         The pattern that matched, for each layer's name, in network order.
 
     Raises:
-        ValueError: if a pattern matches nothing, two match the same layer, or a module is named
-            that is neither a convolution nor a linear layer.
+        ValueError: if ``patterns`` is a single name, a pattern matches nothing, two match the same
+            layer, or a module is named that is neither a convolution nor a linear layer.
     """
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise ValueError(
+            f"expected a list of names or patterns of layers, such as ['layer1*'], but got "
+            f'{patterns!r}'
+        )
     modules = dict(network.named_modules())
     layers = [name for name, module in modules.items() if is_replaceable(module)]
     matches: dict[str, str] = {}

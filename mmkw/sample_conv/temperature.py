@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
+
+from ..arguments import is_number
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class TemperatureRange:
         Raises:
             ValueError: if it is not a number in the range. ``name`` says what it was meant for.
         """
-        if not isinstance(value, Real) or isinstance(value, bool) or not self.contains(value):
+        if not is_number(value) or not self.contains(value):
             raise ValueError(f'{name} must be {self.meaning}, but got {value!r}')
         return value
 
     def contains(self, value: float) -> bool:
-        return math.isfinite(value) and self.low <= value <= self.high
+        return self.low <= value <= self.high
 
 
 class AnnealedModule(nn.Module):

@@ -160,10 +160,11 @@ def test_evaluation_uses_the_temperature_of_the_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(), 'positive number of either epochs or iters, but got epochs=None, iters=None'),
+        (dict(), 'either a positive number of epochs .* iters, but got epochs=None, iters=None'),
         (dict(epochs=1, iters=1), 'epochs=1, iters=1'),
         (dict(epochs=0), 'epochs=0'),
         (dict(iters=-5), 'iters=-5'),
+        (dict(iters=2.5), 'positive whole number of iters.*iters=2.5'),
         (dict(epochs=1, begin=float('nan')), 'begin must be a finite number, but got nan'),
         (dict(epochs=1, end='0'), "end must be a finite number, but got '0'"),
     ],

@@ -66,5 +66,5 @@ def test_hook_refuses_what_is_no_number(name, value):
 
 @pytest.mark.parametrize('length', [dict(epochs=NAN), dict(iters=0), dict(epochs='3'), dict()])
 def test_hook_refuses_lengths_that_are_none(length):
-    with pytest.raises(ValueError, match='positive number of either epochs or iters'):
+    with pytest.raises(ValueError, match='either a positive number of epochs'):
         KWTemperatureHook(**length)
