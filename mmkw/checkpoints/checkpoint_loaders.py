@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlparse
 
@@ -56,8 +57,11 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
 
 
 def _load_url(url: str, map_location: Any) -> Any:
+    name = os.path.basename(urlparse(url).path)
+    if not name:
+        raise CheckpointError(f'{url} names no file; expected the address of a checkpoint')
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    path = os.path.join(folder, os.path.basename(urlparse(url).path))
+    path = os.path.join(folder, name)
     is_new = not os.path.exists(path)
     if is_new:
         print_log(f'Downloading {url} to {path}', logger='current')
@@ -75,7 +79,9 @@ def _load_url(url: str, map_location: Any) -> Any:
         raise
     except CheckpointError as error:
         if is_new:
-            os.remove(path)
+            # Other processes have found it damaged, too.
+            with suppress(FileNotFoundError):
+                os.remove(path)
             fix = 'the download was not kept; try again or check the address'
         else:
             fix = f'that file was there before; delete it to download {url} again'

@@ -47,17 +47,19 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
         IsADirectoryError: if ``path`` is a folder.
         UnsafeCheckpointError: if the file refers to a class or function that is not admitted
             (see :func:`allow_classes`), or uses pickle in a way that torch never does.
-        CheckpointError: if the file is empty, truncated, damaged or no checkpoint at all. The zip
-            format has checksums, which are verified; the others have none. Also if
-            ``map_location`` names what is not there.
+        CheckpointError: if the file is empty, truncated, damaged or no checkpoint at all, or the
+            path is that of a device or a pipe, or ``map_location`` names what is not there. The
+            zip format has checksums, which are verified; the others have none.
         torch.cuda.OutOfMemoryError: if it does not fit on the device of ``map_location``.
         ImportError: if it ends in ``.safetensors`` and that package is not installed.
     """
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
         raise IsADirectoryError(f'{path} is a folder; expected the path of a checkpoint file in it')
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise FileNotFoundError(f'checkpoint file {path} does not exist')
+    if not os.path.isfile(path):
+        raise CheckpointError(f'{path} is a device or a pipe; expected the path of a file')
     if path.endswith(SUFFIX):
         return _load_safetensors(path, map_location)
     with open(path, 'rb') as file:

@@ -49,10 +49,12 @@ def publish_checkpoint(
     state_dict = checkpoint.get('state_dict', checkpoint)
     meta = checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}
     _check_weights(src, state_dict)
-    # Cloned, as a slice would bring all of its storage along.
-    weights = OrderedDict((name, value.detach().clone()) for name, value in state_dict.items())
+    weights = OrderedDict(state_dict)
     if not use_ema:
         weights.update(_before_averaging(src, checkpoint.get('ema_state_dict')))
+    for name, value in weights.items():
+        # A slice would bring all of its storage along.
+        weights[name] = value.detach().clone()
     if hasattr(state_dict, '_metadata'):
         # torch keeps the versions of modules there, as an attribute of its own.
         weights._metadata = state_dict._metadata  # type: ignore[attr-defined]
@@ -88,10 +90,10 @@ def _check_weights(src: Any, state_dict: Any) -> None:
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise ValueError(f'{src} holds no state dict: expected tensors by name')
     for name, value in state_dict.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(
-                f'{src} holds no state dict: {name!r} is of type {type(value).__name__}; '
-                'expected a tensor'
+                f'{src} holds no state dict: expected tensors by name, but {name!r} is of type '
+                f'{type(value).__name__}'
             )
         check_values(f'{src}: {name}', value)
 

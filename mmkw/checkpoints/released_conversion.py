@@ -162,10 +162,12 @@ def _coco_classes(checkpoint: Mapping) -> dict[str, Any]:
     meta = checkpoint.get('meta')
     classes = meta.get('CLASSES') if isinstance(meta, Mapping) else None
     expected = CocoDataset.METAINFO['classes']
-    if classes is not None and tuple(classes) != expected:
+    if classes is not None and classes not in (expected, list(expected)):
+        is_list = isinstance(classes, (tuple, list))
+        found = f'{len(classes)}, beginning with {classes[:3]}' if is_list else repr(classes)[:80]
         raise ValueError(
-            f"its meta['CLASSES'] are not COCO's 80: it has {len(classes)}, beginning with "
-            f'{tuple(classes[:3])} instead of {expected[:3]}'
+            f"its meta['CLASSES'] are not COCO's {len(expected)}, beginning with {expected[:3]}: "
+            f'found {found}'
         )
     return dict(CocoDataset.METAINFO)
 

@@ -51,7 +51,7 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
 
     folders = {Path(work_dir), Path(named).parent if named else Path(work_dir)}
     others = {path for folder in folders for path in folder.glob('*.pth')} - {Path(named)}
-    for path in sorted(others, key=lambda path: path.lstat().st_mtime, reverse=True):
+    for path in sorted(others, key=_written, reverse=True):
         problem = _problem(path)
         if problem is None:
             if problems:
@@ -62,7 +62,7 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
     if problems:
         raise CheckpointError(
             f'{work_dir} has no complete checkpoint to resume from: {"; ".join(problems)}. To '
-            f'train from the beginning, remove {note} and the damaged files'
+            f'train from the beginning, choose another work dir or move these files elsewhere'
         )
     return None
 
@@ -78,10 +78,18 @@ def _read_note(note: Path) -> str:
         raise OSError('it is no file')
     named = note.read_text(encoding='utf-8').strip()
     if '\0' in named:
-        return ''
+        raise OSError('it holds a zero byte, and no path does')
     with suppress(FileNotFoundError, NotADirectoryError):
         os.stat(named)
     return named
+
+
+def _written(path: Path) -> float:
+    """When a file was written; long ago if a run that goes on has removed it since."""
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0
 
 
 def _problem(path: str | os.PathLike) -> str | None:

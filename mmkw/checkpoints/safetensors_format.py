@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .pickle_bounds import describe_error
+
 SUFFIX = '.safetensors'
 _META = 'mmkw.meta'
 
@@ -58,10 +60,12 @@ def checkpoint_from_bytes(content: bytes) -> dict[str, Any]:
         length = int.from_bytes(content[:8], 'little')
         metadata = json.loads(content[8 : 8 + length]).get('__metadata__', {})
         meta = json.loads(metadata.get(_META, '{}'))
+    except MemoryError:
+        raise
     except Exception as error:
         raise ValueError(
-            f'not a whole {SUFFIX} file ({type(error).__name__}: {error}); was it truncated or '
-            f'damaged, or is it another kind of file?'
+            f'not a whole {SUFFIX} file ({describe_error(error)}); was it truncated or damaged, or '
+            f'is it another kind of file?'
         ) from error
     return dict(state_dict=state_dict, meta=meta)
 

@@ -105,7 +105,7 @@ def _read_archive(file: BinaryIO, length: int, map_location: Any) -> Any:
             try:
                 return archive.read(members[name])
             except zipfile.BadZipFile as error:
-                raise ValueError(f'the checksum of {name} in it is wrong') from error
+                raise ValueError(f'{name} in it is damaged: {error}') from error
 
         order = content('byteorder').decode() if 'byteorder' in members else 'little'
         if order not in ('little', 'big'):

@@ -156,6 +156,8 @@ def test_no_connection(server, cache):
         load('http://127.0.0.1:1/a.pth')
     with pytest.raises(CheckpointError, match='http://no port:x/a.pth cannot be downloaded'):
         load('http://no port:x/a.pth')
+    with pytest.raises(CheckpointError, match='http://127.0.0.1:1/ names no file'):
+        load('http://127.0.0.1:1/')
 
 
 def test_damaged_file_in_the_cache_is_named(server, cache):
@@ -269,10 +271,11 @@ def load_as_rank(rank, port, url, errors):
     )
     torch.distributed.init_process_group('gloo')
     CheckpointLoader.load_checkpoint(f'{url}/good.pth')
-    try:
-        CheckpointLoader.load_checkpoint(f'{url}/missing.pth')
-    except CheckpointError as error:
-        errors.put(str(error))
+    for name in ('missing', 'page'):
+        try:
+            CheckpointLoader.load_checkpoint(f'{url}/{name}.pth')
+        except CheckpointError as error:
+            errors.put(str(error))
 
 
 def test_ranks_download_once(server, cache):
@@ -291,6 +294,9 @@ def test_ranks_download_once(server, cache):
         rank.start()
     for rank in ranks:
         rank.join(timeout=120)
-        assert rank.exitcode == 0 and '404' in errors.get()
+        assert rank.exitcode == 0
+    found = [errors.get() for _ in range(4)]
+    assert sum('404' in error for error in found) == 2
+    assert sum('page.pth is not a checkpoint' in error for error in found) == 2
     assert server.count('/good.pth') == 1
     assert [path.name for path in cache.iterdir()] == ['good.pth']

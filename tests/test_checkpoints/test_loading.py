@@ -293,6 +293,10 @@ def test_missing_and_folder(tmp_path):
         load_checkpoint(tmp_path / 'no.pth')
     with pytest.raises(IsADirectoryError, match='is a folder'):
         load_checkpoint(tmp_path)
+    os.mkfifo(tmp_path / 'pipe')
+    for name in ('/dev/null', tmp_path / 'pipe'):
+        with pytest.raises(CheckpointError, match=f'{name} is a device or a pipe'):
+            load_checkpoint(name)
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):

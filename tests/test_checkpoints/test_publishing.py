@@ -79,6 +79,17 @@ def test_state_dict_alone_and_views(tmp_path):
     assert published['meta'] == {} and path.stat().st_size < 10_000
 
 
+def test_views_among_the_weights_of_the_optimizer(tmp_path):
+    large = torch.randn(1000, 1000)
+    averages = {'module.weight': large[:2, :2], 'steps': torch.tensor(3)}
+    source = save(
+        tmp_path / 'a.pth', state_dict=dict(weight=torch.ones(2, 2)), ema_state_dict=averages
+    )
+    path = publish_checkpoint(source, tmp_path / 'b', use_ema=False)
+    published = torch.load(path, weights_only=True)['state_dict']
+    assert torch.equal(published['weight'], large[:2, :2]) and path.stat().st_size < 10_000
+
+
 def test_metadata_becomes_plain(tmp_path):
     meta = dict(
         dataset_meta=dict(classes=('cat', 'dog'), palette=np.array([[1, 2, 3]])),
@@ -98,6 +109,7 @@ def test_metadata_becomes_plain(tmp_path):
         (dict(state_dict={}), 'holds no state dict'),
         (dict(state_dict=dict(weight=[1.0])), "'weight' is of type list"),
         (dict(epoch=3), "'epoch' is of type int"),
+        (dict(state_dict={5: torch.ones(1)}), 'tensors by name, but 5 is of type Tensor'),
         (
             dict(state_dict=dict(weight=torch.tensor([1.0, float('nan')]))),
             'weight has values that are infinite',

@@ -235,7 +235,12 @@ def test_other_classes_of_the_same_number_are_refused(weights, tmp_path):
     classes = list(CocoDataset.METAINFO['classes'])
     classes[:2] = classes[1::-1]
     torch.save(dict(meta=dict(CLASSES=classes), state_dict=weights), tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r"CLASSES.* beginning with \('bicycle', 'person', 'car'"):
+    with pytest.raises(
+        ValueError, match=r"CLASSES.*found 80, beginning with \['bicycle', 'person', 'car'"
+    ):
+        convert_released(tmp_path / 'other.pth')
+    torch.save(dict(meta=dict(CLASSES=80), state_dict=weights), tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match=r'other.pth cannot be converted: .*CLASSES.*: found 80$'):
         convert_released(tmp_path / 'other.pth')
 
 

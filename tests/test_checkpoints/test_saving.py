@@ -7,6 +7,7 @@ import signal
 import subprocess
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_the_last_one_without_a_word(run):
     ('damage', 'message'),
     [
         (truncate, 'epoch_3.pth is truncated'),
-        (flip, 'epoch_3.pth cannot be read .*checksum of data/'),
+        (flip, r'epoch_3.pth cannot be read .*data/\d+ in it is damaged: Bad CRC'),
         (os.unlink, 'epoch_3.pth does not exist'),
     ],
 )
@@ -178,6 +179,17 @@ def test_odd_notes_lead_to_the_next_good_one(prepare, message, run):
         assert latest_checkpoint(run) == str(run / 'epoch_3.pth')
 
 
+def test_a_file_that_another_run_removes_meanwhile(run, monkeypatch):
+    truncate(run / 'epoch_3.pth')
+
+    def glob(folder, pattern):
+        return iter([*folder.iterdir(), folder / 'gone.pth']) if pattern == '*.pth' else iter([])
+
+    monkeypatch.setattr(Path, 'glob', glob)
+    with pytest.warns(UserWarning, match='epoch_2.pth, since .*epoch_3.pth is truncated'):
+        assert latest_checkpoint(run) == str(run / 'epoch_2.pth')
+
+
 def test_odd_files_beside_it(run):
     (run / 'last_checkpoint').unlink()
     (run / 'link.pth').symlink_to(run / 'gone.pth')
@@ -230,7 +242,7 @@ def test_nothing_to_resume_from(run, tmp_path):
         truncate(path)
     with pytest.raises(CheckpointError) as error:
         latest_checkpoint(run)
-    for part in ('no complete checkpoint', 'epoch_1.pth', 'epoch_3.pth', 'remove'):
+    for part in ('no complete checkpoint', 'epoch_1.pth', 'epoch_3.pth', 'another work dir'):
         assert part in str(error.value)
 
 
