@@ -53,16 +53,28 @@ class KWAttentionHook(Hook):
             )
         self.interval = interval
         self.map_interval = map_interval
+        self._is_idle = False
         self._recorder: AttentionRecorder | None = None
         self._recording = ExitStack()
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse models without attentions."""
-        AttentionRecorder(runner.model)
+        """Refuse models without attentions.
+
+        Tools that only draw a schedule run the hooks of a config with a small model in the place of
+        the config's. There the hook warns and does nothing.
+        """
+        try:
+            AttentionRecorder(runner.model)
+        except ValueError as error:
+            if 'model' in runner.cfg:
+                raise
+            self._is_idle = True
+            runner.logger.warning(f'mmkw: KWAttentionHook does nothing: {error}')
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Begin to record where this iteration is logged."""
-        if is_main_process() and self.every_n_train_iters(runner, self.interval):
+        is_due = is_main_process() and self.every_n_train_iters(runner, self.interval)
+        if is_due and not self._is_idle:
             self._recorder = AttentionRecorder(runner.model)
             self._recording.enter_context(self._recorder.recording())
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from temperature_runs import make_runner
 from tiny_runs import CLASSIFIER, write_classification_data
+from torch import nn
 
 from mmkw.hooks import KWAttentionHook
 
@@ -61,6 +63,16 @@ def test_models_without_attentions_are_refused(config):
     config.model.backbone.type = 'ResNet'
     with pytest.raises(ValueError, match='no layers that mix kernels'):
         Runner.from_cfg(config).train()
+
+
+def test_a_stand_in_for_the_model_of_a_config_is_let_through(tmp_path):
+    """Without a config, as tools do that only draw schedules."""
+    runner = make_runner(
+        tmp_path, [dict(type='KWAttentionHook', interval=1)], 1, nn.Conv2d(4, 4, 3)
+    )
+    runner.train()
+    (log,) = (tmp_path / runner.timestamp).glob('*.log')
+    assert 'mmkw: KWAttentionHook does nothing: Network has no layers' in log.read_text()
 
 
 @pytest.mark.parametrize('options', [dict(interval=0), dict(interval=2, map_interval=3)])
