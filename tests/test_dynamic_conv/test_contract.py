@@ -339,9 +339,9 @@ def test_wrong_input_is_named(method):
         ('DYConv2d', dict(reduction=-1), 'reduction must be a positive number, but got -1'),
         ('DCDConv2d', dict(padding=0), 'padding that keeps the positions .* got padding=0'),
         ('CondConv2d', dict(groups=3), 'divisible by groups'),
-        ('CGConv2d', dict(group_channels=0), 'group_channels must be positive, but got 0'),
+        ('CGConv2d', dict(group_channels=0), 'group_channels must be a positive integer, .* 0'),
         ('CGConv2d', dict(group_channels=3), 'groups of 3, .* but got 8 and 8 channels'),
-        ('WeightNetConv2d', dict(multiplier=0), 'multiplier must be positive, but got 0'),
+        ('WeightNetConv2d', dict(multiplier=0), 'multiplier must be a positive integer, .* 0'),
         ('WeightNetConv2d', dict(multiplier=3), 'divide multiplier=3 .* but got parts=2'),
     ],
 )  # fmt: skip
