@@ -13,12 +13,13 @@ from torch.utils.data import Dataset
 from ..sample_conv.replacing import some_of
 
 
-def misnamed_classes(classes: Sequence[str], names: Sequence[str]) -> str | None:
+def misnamed_classes(classes: Sequence[str], names: Sequence[str | None]) -> str | None:
     """What would give objects wrong names, or none.
 
     Args:
         classes: those of the config.
-        names: those of the annotation file. Classes are numbered in this order.
+        names: those of the annotation file, ``None`` where a category has none. Classes are
+            numbered in this order.
 
     Returns:
         A message, or ``None`` where all is right.
@@ -69,7 +70,7 @@ class ClassNamesHook(Hook):
     def _check(dataset: Dataset) -> None:
         while hasattr(dataset, 'dataset'):
             dataset = dataset.dataset
-        names = [category['name'] for category in load(dataset.ann_file)['categories']]
+        names = [category.get('name') for category in load(dataset.ann_file)['categories']]
         message = misnamed_classes(dataset.metainfo['classes'], names)
         if message:
             raise ValueError(f'{dataset.ann_file}: {message}')

@@ -188,7 +188,7 @@ def in_channels_of(layer: nn.Module) -> int:
     return layer.in_channels if hasattr(layer, 'in_channels') else layer.in_features
 
 
-def some_of(names: Sequence[str], limit: int = 12) -> str:
+def some_of(names: Sequence[object], limit: int = 12) -> str:
     """Names for a message: the first ones, and how many more there are."""
-    shown = ', '.join(names[:limit]) or 'none'
+    shown = ', '.join(map(str, names[:limit])) or 'none'
     return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'

@@ -105,6 +105,13 @@ def test_a_single_class_without_a_comma(dataset, capsys):
     assert "a single class needs a comma: ('cat',)" in check(dataset, capsys)[0]
 
 
+def test_a_category_without_a_name(dataset, capsys):
+    change(dataset, lambda content: content['categories'][0].pop('name'))
+    status, output = check(dataset, capsys)
+    assert 'things to put right' in status
+    assert 'classes that the file does not: cat; the file has None, dog' in output
+
+
 def annotation(**values):
     return lambda content: content['annotations'][0].update(values)
 

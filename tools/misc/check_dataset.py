@@ -15,16 +15,10 @@ from cli_common import argument_parser, clear_errors, fail, load_config  # noqa:
 from PIL import ExifTags, Image  # noqa: E402
 
 from mmkw.hooks.class_names_hook import misnamed_classes  # noqa: E402
+from mmkw.sample_conv.replacing import some_of  # noqa: E402
 
 LIMIT = 5
 QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap height and width
-
-
-def some(items):
-    """A few of them, and how many there are."""
-    items = [str(item) for item in items]
-    rest = f' and {len(items) - LIMIT} more' if len(items) > LIMIT else ''
-    return ', '.join(items[:LIMIT]) + rest
 
 
 def dataset_of(config, split):
@@ -61,7 +55,7 @@ def read_annotations(path, option):
     ]
     if missing:
         raise ValueError(
-            f'{path} is not in COCO format: it has no list named {some(missing)}; it needs '
+            f'{path} is not in COCO format: it has no list named {some_of(missing)}; it needs '
             f'{", ".join(lists)}'
         )
     return content
@@ -87,7 +81,7 @@ def check_classes(classes, categories, heads):
         yield misnamed
     unused = [name for name in names if name not in classes]
     if unused:
-        yield f'the file has categories that the config does not: {some(unused)}'
+        yield f'the file has categories that the config does not: {some_of(unused, LIMIT)}'
     for option, count in heads:
         if count != len(classes):
             yield f'{option} is {count}, but there are {len(classes)} classes'
@@ -116,16 +110,16 @@ def check_images(images, folder):
             elif said != loaded:
                 turned.append(image['file_name'])
     if missing:
-        yield f'images are missing in {folder}: {some(missing)}'
+        yield f'images are missing in {folder}: {some_of(missing, LIMIT)}'
     if broken:
-        yield f'images cannot be read: {some(broken)}'
+        yield f'images cannot be read: {some_of(broken, LIMIT)}'
     if turned:
         yield (
             f'images are turned while loading, as their EXIF orientation says, but the file gives '
-            f'their size before that; annotate them upright: {some(turned)}'
+            f'their size before that; annotate them upright: {some_of(turned, LIMIT)}'
         )
     if sizes:
-        yield f'images have another size than the file says: {some(sizes)}'
+        yield f'images have another size than the file says: {some_of(sizes, LIMIT)}'
 
 
 def check_objects(content, with_mask):
@@ -156,7 +150,7 @@ def check_objects(content, with_mask):
     )
     for kind, message in messages.items():
         if found[kind]:
-            yield f'{message}: {some(found[kind])}'
+            yield f'{message}: {some_of(found[kind], LIMIT)}'
 
 
 def check_split(config, split):
