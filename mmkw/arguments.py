@@ -24,6 +24,22 @@ def is_whole_number(value: Any, least: int = 1) -> bool:
     return isinstance(value, Integral) and is_number(value) and int(value) >= least
 
 
+def check_positive(name: str, value: Any, whole: bool = False) -> None:
+    """Raise an error unless an argument is a positive number.
+
+    Args:
+        name: of the argument.
+        value: what the user wrote.
+        whole: whether it has to be an integer. Defaults to ``False``.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not (is_whole_number(value) if whole else is_number(value) and value > 0):
+        kind = 'integer' if whole else 'number'
+        raise ValueError(f'{name} must be a positive {kind}, but got {value!r}')
+
+
 def check_names(
     owner: str,
     names: Iterable[Any],

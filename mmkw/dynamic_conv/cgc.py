@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import checks_arguments, is_whole_number
+from ..arguments import check_positive, checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import IntOrTuple
 from .generated import GeneratedConv2d
@@ -98,10 +98,7 @@ class CGConv2d(GeneratedConv2d):
             raise ValueError(
                 f'CGConv2d has no groups, but got groups={groups}; leave grouped convolutions out'
             )
-        if not is_whole_number(group_channels):
-            raise ValueError(
-                f'group_channels must be a positive integer, but got {group_channels!r}'
-            )
+        check_positive('group_channels', group_channels, whole=True)
         group = min(group_channels, in_channels)
         if in_channels % group or out_channels % (in_channels // group):
             raise ValueError(

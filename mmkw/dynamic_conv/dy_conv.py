@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..arguments import checks_arguments, is_number
+from ..arguments import check_positive, checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import IntOrTuple
 from ..sample_conv.mixing import Mixture
@@ -90,8 +90,7 @@ class DYConv2d(KernelBankConv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,
         )  # fmt: skip
-        if not is_number(reduction) or reduction <= 0:
-            raise ValueError(f'reduction must be a positive number, but got {reduction!r}')
+        check_positive('reduction', reduction)
         self.add_kernels(num_kernels, device, dtype)
         self.attention = DYAttention(in_channels, num_kernels, reduction, function)
         self.attention.to(device, dtype)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import checks_arguments, is_number
+from ..arguments import check_positive, checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear, normalise_hidden
 from ..sample_conv.layer import IntOrTuple
 from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels, scale_maps
@@ -152,8 +152,7 @@ class ODConv2d(KernelBankConv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,
         )  # fmt: skip
-        if not is_number(reduction) or reduction <= 0:
-            raise ValueError(f'reduction must be a positive number, but got {reduction!r}')
+        check_positive('reduction', reduction)
         self.add_kernels(num_kernels, device, dtype)
         is_depthwise = in_channels == groups == out_channels
         self.attention = ODAttention(

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..arguments import checks_arguments, is_number, is_whole_number
+from ..arguments import check_positive, checks_arguments
 from ..sample_conv.attention_linear import AttentionLinear
 from ..sample_conv.layer import IntOrTuple
 from .generated import GeneratedConv2d
@@ -87,10 +87,8 @@ class WeightNetConv2d(GeneratedConv2d):
             padding_mode, device, dtype,
         )  # fmt: skip
         for name, value in dict(multiplier=multiplier, parts=parts).items():
-            if not is_whole_number(value):
-                raise ValueError(f'{name} must be a positive integer, but got {value!r}')
-        if not is_number(reduction) or reduction <= 0:
-            raise ValueError(f'reduction must be a positive number, but got {reduction!r}')
+            check_positive(name, value, whole=True)
+        check_positive('reduction', reduction)
         size = math.prod(self.kernel_shape[1:])
         if multiplier % parts or size % parts:
             raise ValueError(

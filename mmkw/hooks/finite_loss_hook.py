@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..arguments import checks_arguments, is_whole_number
+from ..arguments import check_positive, checks_arguments
 
 
 @HOOKS.register_module()
@@ -35,10 +35,7 @@ class FiniteLossHook(Hook):
 
     @checks_arguments()
     def __init__(self, interval: int = 50) -> None:
-        if not is_whole_number(interval):
-            raise ValueError(
-                f'interval of FiniteLossHook must be a positive integer, but got {interval!r}'
-            )
+        check_positive('interval of FiniteLossHook', interval, whole=True)
         self.interval = interval
 
     def after_train_iter(
