@@ -15,7 +15,11 @@ TORCH_TESTS := $(addprefix tests/test_checkpoints/test_,loading.py checkpoint_lo
 	publishing.py mutations.py)
 
 RUN_NEEDS := torch torchvision mmengine mmcv.ops mmdet mmpretrain sklearn matplotlib
-TEST_NEEDS := pytest tensorboard safetensors timm mim
+TEST_NEEDS := pytest xdist tensorboard safetensors timm mim
+# A process per core, up to four, as each takes about 2 GB. Each test file runs in one of them;
+# PYTEST_ARGS=-n0 leaves it at one process.
+PYTEST = OMP_NUM_THREADS=1 "$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadgroup \
+	--no-loadscope-reorder
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -41,11 +45,11 @@ demo: ## pretrain, fine-tune and evaluate on handwritten digits (options: DEMO_A
 
 test: ## run the tests (options: PYTEST_ARGS=...)
 	$(call prepare,$(RUN_NEEDS) $(TEST_NEEDS))
-	"$(PY)" -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: ## run the slow tests, which `make test` leaves out
 	$(call prepare,$(RUN_NEEDS) $(TEST_NEEDS))
-	"$(PY)" -m pytest -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 # torch 2.x goes with torchvision 0.(x + 15). mmcv-lite has all that checkpoints need of mmcv.
 test-torch: ## run the tests of checkpoints with another torch, such as TORCH=2.1.2

@@ -1,25 +1,75 @@
+import gc
 import sys
+from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 
-import mmengine.config.config
-import mmengine.config.utils
 import pytest
-
-from mmkw.sample_conv import blockwise
 
 # Helpers that several test folders use live beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
 
-# For every file of MMPretrain or MMDetection that a config inherits, MMEngine looks for the package
-# and parses the metadata of all its models anew: most of the time that reading configs takes.
-mmengine.config.utils.load = cache(mmengine.config.utils.load)
-mmengine.config.config.is_installed = cache(mmengine.config.config.is_installed)
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config, items):
+    """Tell pytest-xdist which tests share what takes long to make, so that one worker runs them.
+
+    These are the files, and the tests of configs, which build each model once. The tools come
+    first, as their tests take longest.
+    """
+    if config.pluginmanager.hasplugin('xdist'):
+        for item in items:
+            folder = item.path.parent
+            group = folder if folder.name == 'test_configs' else item.path
+            item.add_marker(pytest.mark.xdist_group(group.stem))
+        items.sort(key=lambda item: item.path.parent.name != 'test_tools')
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what stays; MMEngine's data sets make it look at everything."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def fast_configs():
+    """Leave out what MMEngine does to configs again and again.
+
+    For every file of MMPretrain or MMDetection that a config inherits, it looks for the package and
+    parses the metadata of all its models; a run formats its config four times.
+    """
+    # Not above: the process that starts pytest-xdist's workers reads this file first.
+    from mmengine.config import config, utils
+
+    formatted = {}
+
+    def format_once(text, format_code=config.FormatCode, **options):
+        if text not in formatted:
+            formatted[text] = format_code(text, **options)
+        return formatted[text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, 'load', cache(utils.load))
+        patch.setattr(config, 'is_installed', cache(config.is_installed))
+        patch.setattr(config, 'FormatCode', format_once)
+        yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def own_default_scope():
+    """Let each file start without a default scope of MMEngine, whichever files ran before it."""
+    from mmengine.registry import DefaultScope
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DefaultScope, '_instance_dict', OrderedDict())
+        yield
 
 
 @pytest.fixture(params=[2**24, 1], ids=['one block', 'blocks'])
 def blocks(request, monkeypatch):
     """Kernels of all samples and rows at once, or of one sample and a few rows."""
+    from mmkw.sample_conv import blockwise
+
     monkeypatch.setitem(blockwise.BLOCK_BYTES, 'cpu', request.param)
     if request.param == 1:
         monkeypatch.setattr(blockwise, 'MIN_ROWS', 4)

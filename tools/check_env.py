@@ -12,7 +12,12 @@ import warnings
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / 'requirements.txt'
-PACKAGE_OF_MODULE = {'mim': 'openmim', 'sklearn': 'scikit-learn', 'cv2': 'opencv-python'}
+PACKAGE_OF_MODULE = {
+    'mim': 'openmim',
+    'sklearn': 'scikit-learn',
+    'cv2': 'opencv-python',
+    'xdist': 'pytest-xdist',
+}
 
 
 def read_requirements():
