@@ -145,10 +145,10 @@ def kernels_without_values() -> Iterator[None]:
 def built(path: Path) -> Built:
     """The model and optimizer of a config, as a run begins."""
     cfg = load(path)
+    torch.manual_seed(0)
     with kernels_without_values():
         model = build(cfg)
         if path in IMAGENET:
-            torch.manual_seed(0)
             model.init_weights()
     model.train()
     groups = {
