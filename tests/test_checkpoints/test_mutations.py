@@ -262,7 +262,7 @@ def memory_limit():
 
 @pytest.mark.parametrize(
     ('count', 'seed'),
-    [(33, 0), *(pytest.param(486, seed, marks=pytest.mark.slow) for seed in (1, None))],
+    [(20, 0), *(pytest.param(486, seed, marks=pytest.mark.slow) for seed in (1, None))],
 )
 def test_damaged_checkpoints(count, seed, tmp_path, files, whole, log, memory_limit):
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed

@@ -215,13 +215,13 @@ def test_the_configs_are_those_of_the_paper():
 
 
 def takes_long(path: Path) -> bool:
-    """Detectors other than the Mask R-CNN 1x of each family, most ablations, large classifiers."""
+    """Detectors but that of the demo, most ablations, large classifiers."""
     if path in COCO:
-        return re.match(r'mask-rcnn_.*-1x_fpn', path.stem) is None
+        return True
     if path.parent.name == 'ablations':
         # The options are those of layers, which have tests of their own.
         return 'kw-resnet18-1x-share' not in path.stem
-    large = 'resnet18-[248]x|resnet50-[14]x|resnet34|resnet101|w075|released|^deit-small|small-1x'
+    large = 'resnet18-[248]x|resnet50-[14]x|resnet34|resnet101|w075|released|deit-small|tiny-3d4x'
     return re.search(large, path.stem) is not None
 
 
@@ -301,7 +301,9 @@ def test_parameters(path):
         assert f'{parameters / 1e6:.2f}' == millions
 
 
-@pytest.mark.parametrize('path', [p for p in COCO if not takes_long(p)], ids=named)
+@pytest.mark.parametrize(
+    'path', [p for p in COCO if re.match(r'mask-rcnn_kw-.+-1x_fpn', p.stem)], ids=named
+)
 def test_features_fit_the_neck(path):
     cfg = load(path)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -367,16 +369,13 @@ print(type(model).__name__, sum(p.numel() for p in model.backbone.parameters()))
 """
 
 
+# By default, test_any_backbone.py has a detector, and test_train_tools.py trains a classifier.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('text', 'expected'),
     [
         (CLASSIFIER, f'ImageClassifier {PARAMETERS["kw-resnet18-1x"] - 513 * 1000}'),
-        # By default, test_any_backbone.py has a detector.
-        pytest.param(
-            DETECTOR,
-            f'MaskRCNN {PARAMETERS["kw-resnet50-1x"] - 2049 * 1000}',
-            marks=pytest.mark.slow,
-        ),
+        (DETECTOR, f'MaskRCNN {PARAMETERS["kw-resnet50-1x"] - 2049 * 1000}'),
     ],
     ids=['mmpretrain', 'mmdet'],
 )

@@ -1,5 +1,7 @@
 """ONNX files in ONNX Runtime, against PyTorch."""
 
+from functools import partial
+
 import pytest
 import torch
 from fitted_norms import fit_norms
@@ -33,17 +35,27 @@ def check(network, shapes, **options):
     return onnx.load_from_string(content)
 
 
-def test_layers_of_all_kinds():
+LAYERS = dict(
+    dense=partial(KWConv2d, 16, 16, 3, stride=2, padding=1, cell_ratio=0.5),
+    depthwise=partial(KWConv2d, 16, 16, 3, padding=1, groups=16),
+    groups=partial(
+        KWConv2d, 16, 16, 3, padding='same', dilation=(2, 1), groups=2, spatial_partition=False
+    ),
+    odconv=partial(ODConv2d, 16, 16, 3, stride=2, padding=1),
+    dyconv=partial(DYConv2d, 16, 16, 1, stride=2),
+    condconv=partial(CondConv2d, 16, 8, 3, padding=1, bias=False),
+)
+
+
+@pytest.mark.parametrize(
+    'names',
+    [['groups', 'odconv'], pytest.param(list(LAYERS), marks=pytest.mark.slow)],
+    ids=['some', 'all'],
+)
+def test_layers_of_all_kinds(names):
     torch.manual_seed(0)
-    network = nn.Sequential(
-        KWConv2d(3, 16, 3, stride=2, padding=1, cell_ratio=0.5),
-        KWConv2d(16, 16, 3, padding=1, groups=16),
-        KWConv2d(16, 16, 3, padding='same', dilation=(2, 1), groups=2, spatial_partition=False),
-        ODConv2d(16, 16, 3, stride=2, padding=1),
-        DYConv2d(16, 16, 1, stride=2),
-        CondConv2d(16, 8, 3, padding=1, bias=False),
-    )
-    model = check(network, [(1, 3, 40, 56), (5, 3, 40, 56), (5, 3, 64, 48)])
+    network = nn.Sequential(*(LAYERS[name]() for name in names))
+    model = check(network, [(1, 16, 40, 56), (5, 16, 40, 56), (5, 16, 64, 48)])
     shape = model.graph.input[0].type.tensor_type.shape
     assert [bool(size.dim_param) for size in shape.dim] == [True, False, True, True]
 
@@ -72,13 +84,24 @@ def write(folder, text):
     save_checkpoint(dict(state_dict=model.state_dict()), str(folder / 'model.pth'))
 
 
+# Dynamic layers take seconds each to export.
+ONE_LAYER = """
+model['backbone'] = dict(
+    type='DynamicBackbone',
+    backbone=dict(
+        type='mmpretrain.ResNet', depth=18, num_stages=1, strides=(2,), dilations=(1,),
+        out_indices=(0,), base_channels=16, stem_channels=16,
+    ),
+    layer=dict(type='KWConv2d'),
+    layers=['layer1.0.conv1'],
+)
+model['head']['in_channels'] = 16
+"""
+
+
 def test_tool_exports_a_classifier(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    one_stage = (
-        "depth=18, num_stages=1, strides=(2,), dilations=(1,), out_indices=(0,), type='KWResNet'"
-    )
-    text = CLASSIFIER.replace("type='KWResNet'", one_stage).replace('        depth=18,\n', '')
-    write(tmp_path, text.replace('in_channels=128', 'in_channels=16'))
+    write(tmp_path, CLASSIFIER + ONE_LAYER)
     load_tool('deployment/export_onnx').main(
         ['config.py', 'model.pth', 'model.onnx', '--shape', '32']
     )

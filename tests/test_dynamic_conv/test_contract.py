@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -288,23 +289,31 @@ def test_is_one_node_of_a_graph(method):
         torch.testing.assert_close(graph(x), network(x), rtol=0, atol=0)
 
 
+def export(layer, x, strict):
+    any_size = torch.export.Dim.DYNAMIC
+    sizes = ({0: any_size, 2: any_size, 3: any_size},)
+    return torch.export.export(layer, (x,), dynamic_shapes=sizes, strict=strict).module()
+
+
 @every_method
+@pytest.mark.parametrize(
+    'record',
+    [
+        torch.jit.trace,
+        partial(export, strict=False),
+        # By default, the tests of torch.compile record layers in this way.
+        pytest.param(partial(export, strict=True), marks=pytest.mark.slow),
+    ],
+    ids=['traced', 'exported', 'strictly'],
+)
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
-def test_recordings_serve_other_sizes(method):
+def test_recordings_serve_other_sizes(method, record):
     """Traced or exported once, a layer computes batches and maps of other sizes."""
     layer = make(method, **CONV).eval()
-    x, any_size = random_input(3, 8, 16, 16), torch.export.Dim.DYNAMIC
-    sizes = ({0: any_size, 2: any_size, 3: any_size},)
-    recorded = [torch.jit.trace(layer, x)]
-    for strict in (False, True):
-        recorded.append(
-            torch.export.export(layer, (x,), dynamic_shapes=sizes, strict=strict).module()
-        )
+    recorded = record(layer, random_input(3, 8, 16, 16))
     for shape in [(1, 8, 16, 16), (6, 8, 12, 20)]:
         images = random_input(*shape)
-        expected = layer(images)
-        for module in recorded:
-            torch.testing.assert_close(module(images), expected)
+        torch.testing.assert_close(recorded(images), layer(images))
 
 
 @every_method

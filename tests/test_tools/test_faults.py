@@ -267,9 +267,8 @@ def whole_of_two(folder, two_ranks):
     return folder / 'two'
 
 
-@pytest.mark.parametrize(
-    'fault', [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('fault', [signal.SIGKILL, signal.SIGSTOP])
 def test_one_of_two_ranks_fails(fault, folder, two_ranks, whole_of_two):
     """The other one ends with an error within the time-out, and the run resumes."""
     work_dir = folder / f'two_{fault.name}'

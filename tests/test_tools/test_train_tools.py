@@ -61,14 +61,21 @@ def folder(tmp_path_factory):
     return folder
 
 
-def train(folder, *args, **more):
-    return run(folder, sys.executable, TOOLS / 'train.py', *args, **more)
+@pytest.fixture(scope='module')
+def one_thread():
+    """As in the processes that ``run`` starts: sums over more threads are rounded otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
-def single(folder):
+def single(folder, one_thread):
     """Work dir of an uninterrupted run of one process."""
-    train(folder, 'tiny.py', '--auto-scale-lr')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        load_tool('train').main(['tiny.py', '--auto-scale-lr'])
     return folder / 'work_dirs' / 'tiny'
 
 
@@ -118,12 +125,12 @@ def test_two_processes_train_like_one(folder, single):
         2,
         '--work-dir=two',
         '--auto-scale-lr',
-        '--no-validate',
         '--cfg-options',
         'train_dataloader.batch_size=4',
     )
     assert output.count('No GPU is available') == 1
-    assert 'Epoch(val)' not in output
+    # Each process evaluates half of the images.
+    assert re.search(r'Epoch\(val\) \[4\]\[1/1\] +accuracy/top1', output)
     assert_trained_alike(folder / 'two', single)
     rates = [line['lr'] for line in scalars(folder / 'two')]
     assert rates[-1] == pytest.approx(0.04)
@@ -142,16 +149,6 @@ def test_two_machines_train_like_one(folder, single):
     assert_trained_alike(folder / 'machines', single)
 
 
-@pytest.fixture
-def one_thread():
-    """As in the processes that ``run`` starts: sums over more threads are rounded otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures('one_thread')
 def test_interrupted_training_resumes_exactly(folder, single, monkeypatch):
     """By epochs; test_faults.py has real kills, by iterations."""
     monkeypatch.chdir(folder)
@@ -181,6 +178,7 @@ def build(config):
     return MODELS.build(config.model).eval()
 
 
+@pytest.mark.slow
 def test_two_processes_test_like_one_model(folder, single):
     checkpoint = single / 'epoch_1.pth'
     run(
@@ -243,7 +241,11 @@ def test_augmented_detection_is_of_boxes(folder, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_detection_trains(folder):
-    train(folder, 'detector.py', '--no-validate', '--work-dir=trained')
+    run(
+        folder,
+        *(sys.executable, TOOLS / 'train.py', 'detector.py'),
+        *('--no-validate', '--work-dir=trained'),
+    )
     (line,) = scalars(folder / 'trained')
     assert {'loss_rpn_cls', 'loss_bbox', 'loss_mask'} < set(line)
 
@@ -374,10 +376,36 @@ def test_shell_scripts_say_how_to_use_them(folder):
         assert output.startswith('usage: ') and script in output and 'CONFIG' in output
 
 
-def test_slurm_job(folder, tmp_path):
-    srun = tmp_path / 'srun'
-    srun.write_text('#!/bin/sh\nfor argument; do echo "$argument"; done\n')
-    srun.chmod(0o755)
+@pytest.fixture
+def show_arguments(tmp_path):
+    """Makes a program of that name, which prints its arguments line by line."""
+
+    def make(name):
+        (tmp_path / name).write_text('#!/bin/sh\nfor argument; do echo "$argument"; done\n')
+        (tmp_path / name).chmod(0o755)
+        return tmp_path / name
+
+    return make
+
+
+def test_distributed_testing_starts_test_py(folder, show_arguments):
+    """As dist_train.sh starts train.py, which other tests do in full."""
+    scripts = {}
+    for script, arguments in (('dist_train.sh', ['a b.py']), ('dist_test.sh', ['a b.py', 'c.pth'])):
+        scripts[script] = run(
+            folder,
+            *(TOOLS / script, *arguments, 2, '--work-dir=two'),
+            PYTHON=str(show_arguments('python')),
+            PORT='29511',
+        ).splitlines()
+    expected = [line.replace('train.py', 'test.py') for line in scripts['dist_train.sh']]
+    expected.insert(expected.index('a b.py') + 1, 'c.pth')
+    assert scripts['dist_test.sh'] == expected
+    assert expected[expected.index('a b.py') - 1] == str(TOOLS / 'test.py')
+
+
+def test_slurm_job(folder, tmp_path, show_arguments):
+    show_arguments('srun')
     output = run(
         folder,
         TOOLS / 'slurm_train.sh',

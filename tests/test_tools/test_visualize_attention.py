@@ -63,13 +63,17 @@ def test_config_that_averages_weights(look, folder):
     assert '2/2' in look('averaged.py', 'tiny.pth', '--out-dir=averaged')
 
 
-def test_two_images(look, folder):
-    images = ['images/train/bright/bright0.png', 'images/train/dark/dark0.png']
-    shown = look('tiny.py', 'tiny.pth', '--images', *images, '--out-dir=pair')
+@pytest.mark.parametrize(
+    ('model', 'images'),
+    [
+        ('tiny', ['images/train/bright/bright0.png', 'images/train/dark/dark0.png']),
+        pytest.param('detector', ['scenes/0.png', 'scenes/1.png'], marks=pytest.mark.slow),
+    ],
+)
+def test_two_images(model, images, look, folder):
+    shown = look(f'{model}.py', f'{model}.pth', '--images', *images, f'--out-dir={model}_pair')
     assert 'backbone.warehouses.layer4_compared.png' in shown
-    look('detector.py', 'detector.pth', '--images', 'scenes/0.png', 'scenes/1.png',
-         '--out-dir=scene_pair')  # fmt: skip
-    assert len(list((folder / 'scene_pair').glob('*_compared.png'))) == 4
+    assert len(list((folder / f'{model}_pair').glob('*_compared.png'))) == 4
 
 
 def test_detector(look):
