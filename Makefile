@@ -16,10 +16,9 @@ TORCH_TESTS := $(addprefix tests/test_checkpoints/test_,loading.py checkpoint_lo
 
 RUN_NEEDS := torch torchvision mmengine mmcv.ops mmdet mmpretrain sklearn matplotlib
 TEST_NEEDS := pytest xdist tensorboard safetensors timm mim
-# A process per core, up to four, as each takes about 2 GB. Each test file runs in one of them;
+# A process per core, up to four, as each takes about 1 GB. Each test file stays in one of them;
 # PYTEST_ARGS=-n0 leaves it at one process.
-PYTEST = OMP_NUM_THREADS=1 "$(PY)" -m pytest -n auto --maxprocesses 4 --dist loadgroup \
-	--no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 "$(PY)" -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
 ifdef PYTHON
 PY := $(PYTHON)

@@ -10,19 +10,25 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    """Tell pytest-xdist which tests share what takes long to make, so that one worker runs them.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let a worker of pytest-xdist run the whole of what shares things that take long to make.
 
-    These are the files, and the tests of configs, which build each model once. The tools come
-    first, as their tests take longest.
+    These are the files, and the tests of configs, which build each model once.
     """
-    if config.pluginmanager.hasplugin('xdist'):
-        for item in items:
-            folder = item.path.parent
-            group = folder if folder.name == 'test_configs' else item.path
-            item.add_marker(pytest.mark.xdist_group(group.stem))
-        items.sort(key=lambda item: item.path.parent.name != 'test_tools')
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            configs = 'tests/test_configs/'
+            return configs if nodeid.startswith(configs) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the tools, whose tests take longest, so that no worker is left with them."""
+    items.sort(key=lambda item: item.path.parent.name != 'test_tools')
 
 
 def pytest_collection_finish():
