@@ -31,7 +31,15 @@ def test_spread_is_median_and_quartiles():
     assert Spread.of([7]) == Spread(7.0, 7.0, 7.0)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    'dtype',
+    [
+        torch.float32,
+        torch.float64,
+        # CPUs without bfloat16 emulate it, and take half a minute.
+        pytest.param(torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_rates_are_plausible(dtype):
     rates = measure_rates(dtype=dtype, rounds=1)
     # From a very slow core to a large accelerator.
