@@ -204,7 +204,7 @@ def _convert(released: _StateDict) -> tuple[dict[str, Any], dict[str, Tensor], d
         if unknown:
             raise ValueError(f'the model has no {", ".join(unknown)}')
         # The release stores no temperature; its models are trained, so it is that of new ones.
-        model.load_state_dict(state_dict)
+        model.load_state_dict(state_dict, assign=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f'it looks like {meta["model"]} with {meta["backbone"]}, but is damaged or was changed '
@@ -224,10 +224,11 @@ def _without_module(names: Iterable[str]) -> dict[str, str]:
 
 
 def _fit(name: str, value: Tensor, expected: Tensor) -> Tensor:
-    """A released tensor in the shape of the model's."""
+    """A released tensor in the type of the model's, and in its shape if only ones differ."""
     types = FLOATS if expected.is_floating_point() else _INTEGERS
     if value.dtype not in types:
         raise ValueError(
             f'{name} is of type {value.dtype}; expected one of {", ".join(map(str, types))}'
         )
+    value = value.to(expected.dtype)
     return value.reshape(expected.shape) if same_but_ones(value, expected) else value

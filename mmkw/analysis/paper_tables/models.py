@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ...kernel_warehouse.partition import WarehousePartition
+from ...meta_device import on_meta_device
 from ...planning.plan_table import built_partitions
 from ..configs import without_checkpoints
-
-# Models read rates of drop paths and initial values from these, so they need memory.
-_WITH_VALUES = (torch.linspace, torch.arange, torch.tensor)
-
-
-class _ValuesOnCPU(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in _WITH_VALUES:
-            kwargs.setdefault('device', 'cpu')
-        return func(*args, **kwargs)
 
 
 class BuiltModels:
@@ -53,6 +40,6 @@ class BuiltModels:
             cfg = Config.fromfile(self._folder / f'{config}.py')
             model = ConfigDict(without_checkpoints(cfg.model.to_dict()))
             scope = DefaultScope.overwrite_default_scope(cfg.default_scope)
-            with scope, torch.device('meta'), _ValuesOnCPU():
+            with scope, on_meta_device():
                 self._models[config] = MODELS.build(model)
         return self._models[config]
