@@ -3,6 +3,7 @@ import sys
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,25 +28,28 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Start with the tools, whose tests take longest, so that no worker is left with them."""
-    items.sort(key=lambda item: item.path.parent.name != 'test_tools')
+    """Start with the folders of long tests, so that no worker is left with them alone."""
+    long = ('test_tools', 'test_package', 'test_sample_conv', 'test_kernel_warehouse')
+    items.sort(key=lambda item: item.path.parent.name not in long)
 
 
 def pytest_collection_finish():
-    """Spare the garbage collector what stays; MMEngine's data sets make it look at everything."""
+    """Spare the garbage collector what stays."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)
-def fast_configs():
-    """Leave out what MMEngine does to configs again and again.
+def fast_mmengine():
+    """Leave out what MMEngine does again and again.
 
     For every file of MMPretrain or MMDetection that a config inherits, it looks for the package and
-    parses the metadata of all its models; a run formats its config four times.
+    parses the metadata of all its models; a run formats its config four times; and every data set
+    makes the garbage collector look at everything.
     """
     # Not above: the process that starts pytest-xdist's workers reads this file first.
     from mmengine.config import config, utils
+    from mmengine.dataset import base_dataset
 
     formatted = {}
 
@@ -58,6 +62,7 @@ def fast_configs():
         patch.setattr(utils, 'load', cache(utils.load))
         patch.setattr(config, 'is_installed', cache(config.is_installed))
         patch.setattr(config, 'FormatCode', format_once)
+        patch.setattr(base_dataset, 'gc', SimpleNamespace(collect=lambda: 0))
         yield
 
 
