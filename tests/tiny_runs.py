@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import mmkw
+from mmkw.checkpoints import load_checkpoint
 
 ROOT = Path(mmkw.__file__).parents[1]
 TOOLS = ROOT / 'tools'
@@ -215,6 +218,31 @@ def scalars(work_dir):
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         lines += [json.loads(line) for line in path.read_text().splitlines()]
     return [line for line in lines if 'loss' in line]
+
+
+def weights(path):
+    return load_checkpoint(path)['state_dict']
+
+
+def assert_trained_alike(work_dir, single):
+    """The same weights up to rounding, seen against how far training moved them."""
+    start, end = weights(single / 'epoch_1.pth'), weights(single / 'epoch_4.pth')
+    other = weights(work_dir / 'epoch_4.pth')
+    trained = [name for name in end if not torch.equal(start[name], end[name])]
+    assert 'backbone.warehouses.layer4.cells' in trained
+    for name in trained:
+        moved = (end[name] - start[name]).norm()
+        assert (other[name] - end[name]).norm() < 2e-4 * moved + 1e-7, name
+
+
+def assert_trained_as_one(work_dir, single, output):
+    """Two ranks with half of the batches each, with ``--auto-scale-lr`` as in the single run."""
+    assert output.count('No GPU is available') == 1
+    # Each process evaluates half of the images.
+    assert re.search(r'Epoch\(val\) \[4\]\[1/1\] +accuracy/top1', output)
+    assert_trained_alike(work_dir, single)
+    rates = [line['lr'] for line in scalars(work_dir)]
+    assert rates[-1] == pytest.approx(0.04)
 
 
 def load_tool(name):

@@ -1,4 +1,4 @@
-"""Training runs that are killed, cut off and stopped: real processes of tools/train.py.
+"""Training runs that are killed, cut off, stopped or shared by two ranks: real processes.
 
 Importing torch and OpenMMLab takes seconds, so one process does so and forks for every run.
 """
@@ -16,11 +16,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from tiny_runs import CLASSIFIER, TOOLS, environment, write_classification_data
+from tiny_runs import (
+    CLASSIFIER,
+    TOOLS,
+    assert_trained_as_one,
+    environment,
+    write_classification_data,
+)
 
 from mmkw.checkpoints import load_checkpoint
 
-ITERS = 40
+ITERS = 24
 TIMEOUT = 120
 RANK_TIMEOUT = 10
 RANK_ITERS = 14
@@ -62,9 +68,10 @@ class CutWrite(Hook):
 # Reads lines of JSON: arguments, environment and log file of a run to start, or the id of one to
 # wait for.
 LAUNCHER = """
-import json, os, sys
+import gc, json, os, sys
 import mmengine.visualization, mmpretrain.apis, train
 
+gc.freeze()
 for line in sys.stdin:
     request = json.loads(line)
     if 'wait' in request:
@@ -85,10 +92,9 @@ for line in sys.stdin:
 class Run:
     """A process of tools/train.py."""
 
-    def __init__(self, launcher, folder, args, env):
-        self.launcher, self.ended = launcher, False
-        self.log_path = folder / f'log{len(list(folder.glob("log*")))}.txt'
-        self.pid = int(launcher(args=[str(a) for a in args], env=env, log=str(self.log_path)))
+    def __init__(self, launcher, log_path, args, env):
+        self.launcher, self.log_path, self.ended = launcher, log_path, False
+        self.pid = int(launcher(args=[str(a) for a in args], env=env, log=str(log_path)))
 
     def output(self):
         return self.log_path.read_text() if self.log_path.exists() else ''
@@ -137,7 +143,7 @@ def start(folder):
             return process.stdout.readline()
 
         def start(*args, **env):
-            runs.append(Run(launcher, folder, args, env))
+            runs.append(Run(launcher, folder / f'log{len(runs)}.txt', args, env))
             return runs[-1]
 
         yield start
@@ -177,7 +183,7 @@ def kill_at_random_moments(count, start, work_dir):
     moments = random.Random(seed)
     for _ in range(count):
         run = start('long.py', f'--work-dir={work_dir}', '--resume')
-        iterations = moments.randrange(5)
+        iterations = moments.randrange(3)
         run.wait_for_iterations(iterations)
         time.sleep(moments.uniform(0, 0.05 if iterations else 0.5))
         os.kill(run.pid, signal.SIGKILL)
@@ -248,31 +254,44 @@ def two_ranks(folder, start):
     def start_both(*args):
         port = environment(folder)['PORT']
         env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, WORLD_SIZE='2')
-        # A worker of a killed process lives on for some seconds, and with it the connection.
-        options = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0']
-        args = [*args, '--launcher=pytorch', '--cfg-options', *options]
-        args += [f'env_cfg.dist_cfg.timeout={RANK_TIMEOUT}', f'train_cfg.max_iters={RANK_ITERS}']
-        return [
-            start('long.py', *args, RANK=str(rank), LOCAL_RANK=str(rank), **env)
-            for rank in range(2)
-        ]
+        args = ['--launcher=pytorch', *args]
+        return [start(*args, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank in range(2)]
 
     return start_both
 
 
+def test_two_ranks_train_like_one(folder, start, two_ranks):
+    start('tiny.py', '--auto-scale-lr', '--work-dir=one').end(expect=0)
+    halves = ['--cfg-options', 'train_dataloader.batch_size=4']
+    ranks = two_ranks('tiny.py', '--auto-scale-lr', '--work-dir=both', *halves)
+    for run in ranks:
+        run.end(expect=0)
+    output = ''.join(run.output() for run in ranks)
+    assert_trained_as_one(folder / 'both', folder / 'one', output)
+
+
 @pytest.fixture(scope='module')
-def whole_of_two(folder, two_ranks):
-    for run in two_ranks('--work-dir=two'):
+def long_of_two(two_ranks):
+    """Starts two processes that share the training of long.py."""
+    # A worker of a killed process lives on for some seconds, and with it the connection.
+    options = ['train_dataloader.batch_size=4', 'train_dataloader.num_workers=0']
+    options += [f'env_cfg.dist_cfg.timeout={RANK_TIMEOUT}', f'train_cfg.max_iters={RANK_ITERS}']
+    return lambda *args: two_ranks('long.py', *args, '--cfg-options', *options)
+
+
+@pytest.fixture(scope='module')
+def whole_of_two(folder, long_of_two):
+    for run in long_of_two('--work-dir=two'):
         run.end(expect=0)
     return folder / 'two'
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('fault', [signal.SIGKILL, signal.SIGSTOP])
-def test_one_of_two_ranks_fails(fault, folder, two_ranks, whole_of_two):
+def test_one_of_two_ranks_fails(fault, folder, long_of_two, whole_of_two):
     """The other one ends with an error within the time-out, and the run resumes."""
     work_dir = folder / f'two_{fault.name}'
-    first, second = two_ranks(f'--work-dir={work_dir}')
+    first, second = long_of_two(f'--work-dir={work_dir}')
     first.wait_for_iterations(5)
     begin = time.monotonic()
     os.kill(second.pid, fault)
@@ -283,6 +302,6 @@ def test_one_of_two_ranks_fails(fault, folder, two_ranks, whole_of_two):
     os.kill(second.pid, signal.SIGKILL)
     second.end(expect=-signal.SIGKILL)
 
-    for run in two_ranks(f'--work-dir={work_dir}', '--resume'):
+    for run in long_of_two(f'--work-dir={work_dir}', '--resume'):
         run.end(expect=0)
     assert_same_end(work_dir, whole_of_two, RANK_ITERS)
