@@ -224,11 +224,13 @@ def _without_module(names: Iterable[str]) -> dict[str, str]:
 
 
 def _fit(name: str, value: Tensor, expected: Tensor) -> Tensor:
-    """A released tensor in the type of the model's, and in its shape if only ones differ."""
+    """A copy of a released tensor in the type of the model's; in its shape, too, if only dimensions
+    of size 1 differ."""
     types = FLOATS if expected.is_floating_point() else _INTEGERS
     if value.dtype not in types:
         raise ValueError(
             f'{name} is of type {value.dtype}; expected one of {", ".join(map(str, types))}'
         )
-    value = value.to(expected.dtype)
+    # Of its own memory, since the model takes it over: files may hold views of larger tensors.
+    value = value.to(expected.dtype, copy=True, memory_format=torch.contiguous_format)
     return value.reshape(expected.shape) if same_but_ones(value, expected) else value

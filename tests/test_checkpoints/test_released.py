@@ -463,6 +463,19 @@ def test_half_precision_is_cast(half_file):
         assert torch.equal(converted['state_dict'][new], half[old].float())
 
 
+def test_views_of_larger_tensors_are_written_without_the_rest(released_file, tmp_path):
+    weights = mmkw.checkpoints.load_checkpoint(released_file(MOBILENET))['model']
+    sizes = []
+    for name in ('as_released.pth', 'views.pth'):
+        torch.save(dict(model=weights), tmp_path / name)
+        converted = mmkw.checkpoints.convert_released(tmp_path / name, tmp_path / 'mmkw.pth')
+        sizes.append((tmp_path / 'mmkw.pth').stat().st_size)
+        larger = torch.cat([weights['classifier.weight']] * 3)
+        weights['classifier.weight'] = larger[:1000]
+    assert converted['state_dict']['head.fc.weight'].equal(weights['classifier.weight'])
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)
+
+
 def test_dry_run_shows_every_tensor_and_writes_nothing(half_file, tmp_path, capsys):
     TOOL.main(['--dry-run', str(half_file), str(tmp_path / 'mmkw.pth')])
     out = capsys.readouterr().out.splitlines()
