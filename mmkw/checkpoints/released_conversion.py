@@ -224,8 +224,7 @@ def _without_module(names: Iterable[str]) -> dict[str, str]:
 
 
 def _fit(name: str, value: Tensor, expected: Tensor) -> Tensor:
-    """A copy of a released tensor in the type of the model's; in its shape, too, if only dimensions
-    of size 1 differ."""
+    """A copy of a released tensor, fitted to the model's type and dimensions of size 1."""
     types = FLOATS if expected.is_floating_point() else _INTEGERS
     if value.dtype not in types:
         raise ValueError(
