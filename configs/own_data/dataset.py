@@ -15,8 +15,8 @@ val_images = 'val/'
 # One of:
 # - 'torchvision://resnet50': ImageNet weights of the plain backbone, downloaded. Kernels are cut
 #   into cells.
-# - a file: a detector or classifier, of mmkw or plain, such as MMDetection's Mask R-CNN. The more
-#   of it fits, the better. docs/own_data.md says how to start from the file of a plain backbone.
+# - a file or URL: a detector or classifier, of mmkw or plain, such as MMDetection's Mask R-CNN.
+#   The more of it fits, the better. docs/own_data.md says how to start from a plain backbone.
 # - None: random weights. That takes much more data and time.
 start = 'torchvision://resnet50'
 

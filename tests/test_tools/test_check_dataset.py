@@ -184,6 +184,12 @@ def test_all_follows_from_one_file(dataset, path):
     find = load_tool('misc/check_dataset').find_class_counts
     assert {count for _, count in find(config.model)} == {3}
 
+    url = 'https://example.org/detector.pth'
+    settings.write_text(text.replace('detector.pth', url))
+    config = Config.fromfile(dataset / 'own_data' / path.name)
+    backbone = config.model.backbone.get('backbone', config.model.backbone)
+    assert (backbone.init_cfg, config.load_from) == (None, url)
+
     settings.write_text(text.replace("'detector.pth'\n", 'None\n'))
     config = Config.fromfile(dataset / 'own_data' / path.name)
     backbone = config.model.backbone.get('backbone', config.model.backbone)

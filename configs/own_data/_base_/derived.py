@@ -2,8 +2,9 @@
 _base_ = '../dataset.py'
 
 has_weights = _base_.start is not None
-is_backbone = has_weights and '://' in _base_.start
-# A backbone's weights have other names than a detector's.
+# A name is that of a backbone, whose weights have other names than a detector's.
+names = ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://')
+is_backbone = has_weights and _base_.start.startswith(names)
 start_file = _base_.start if has_weights and not is_backbone else None
 backbone = dict(
     init_cfg=dict(type='Pretrained', checkpoint=_base_.start) if is_backbone else None,
