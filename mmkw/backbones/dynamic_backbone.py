@@ -76,7 +76,8 @@ def build_dynamic_backbone(
 
     Raises:
         ValueError: if ``layer`` names no method or has an unknown argument, a pattern matches
-            nothing or a layer is matched twice, or the method has no layer for a matched one.
+            nothing, no layer is left to replace or one is matched twice, or the method has no layer
+            for a matched one.
     """
     options = dict(layer)
     method = options.pop('type', None)
@@ -88,6 +89,11 @@ def build_dynamic_backbone(
     network = build_plain(backbone)
     excluded = match_layers(network, exclude)
     names = [name for name in match_layers(network, layers) if name not in excluded]
+    if not names:
+        raise ValueError(
+            f'DynamicBackbone replaces no layer of {type(network).__name__}: layers={layers!r} and '
+            f'exclude={exclude!r} leave none; name one at least'
+        )
     try:
         replaced = replace_layers(network, names, METHODS[method], **options)
     except TypeError as error:

@@ -11,7 +11,7 @@ from ..arguments import is_whole_number
 from ..sample_conv.attention_functions import ATTENTION_FUNCTIONS, anneal
 from ..sample_conv.bank import BankModule
 from ..sample_conv.layer import DynamicConvNd, DynamicLayer
-from ..sample_conv.loaded import tensor_of
+from ..sample_conv.loaded import check_attention, tensor_of
 from ..sample_conv.mixing import KernelLayout, Mixture
 from ..sample_conv.temperature import TemperatureRange
 
@@ -139,6 +139,8 @@ class KernelBankLayer(BankModule, DynamicLayer):
                 f': a checkpoint of a plain network, or of another number of kernels, does not '
                 f'fit; load one of a {type(self).__name__} network, or train from scratch'
             )
+        if self.attention is not None:
+            check_attention(self.attention, state_dict, prefix + 'attention.')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def method_repr(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import checks_arguments
 from ..sample_conv.layer import DynamicConvNd, DynamicLinear, IntOrTuple
-from ..sample_conv.loaded import tensor_of
+from ..sample_conv.loaded import check_attention, tensor_of
 from ..sample_conv.mixing import Mixture, assemble_kernels, scale_channels
 from ..sample_conv.routes import dynamic_conv
 from .attention import AttentionConfig, AttentionOptions, KernelAttention
@@ -163,6 +163,8 @@ class KWLayer(FoldableLayer):
         return None
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        if self.partition is not None:
+            check_attention(self.attention, state_dict, prefix + 'attention.')
         kernel = tensor_of(state_dict, prefix + 'weight')
         if kernel is not None:
             del state_dict[prefix + 'weight']

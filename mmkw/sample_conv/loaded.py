@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+# Checkpoints that lack these load strictly.
+_OPTIONAL = ('num_batches_tracked', 'temperature')
 
 
 def tensor_of(state_dict: dict[str, Any], name: str) -> Tensor | None:
@@ -21,3 +24,37 @@ def tensor_of(state_dict: dict[str, Any], name: str) -> Tensor | None:
             f'tensor; the file is damaged, so get another one'
         )
     return value
+
+
+def check_attention(attention: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Refuse a checkpoint whose attention has other options than that of the model.
+
+    First dimensions are not compared: where they differ, so do the kernels or cells, whose own
+    errors say more.
+
+    Args:
+        attention: of the model.
+        state_dict: of the checkpoint, which may hold none of the attention.
+        prefix: of the attention's names in it.
+
+    Raises:
+        ValueError: if a tensor is missing, unknown or of another width. MMEngine loads
+            non-strictly by default: attentions that it left random would pass for learned.
+    """
+    found = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
+    if not found:
+        return
+    expected = attention.state_dict(prefix=prefix)
+    for name in {**expected, **found}:
+        here, there = tensor_of(expected, name), tensor_of(found, name)
+        fits = here is not None and there is not None and here.shape[1:] == there.shape[1:]
+        if not fits and name.rpartition('.')[2] not in _OPTIONAL:
+            raise ValueError(
+                f'{name} {_shape(there)} in the checkpoint, but {_shape(here)} in the model: the '
+                f'layer is of another width, or its attention has other options, such as reduction '
+                f'or norm_layer; build the model with those of the checkpoint'
+            )
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return 'is missing' if tensor is None else f'has shape {tuple(tensor.shape)}'

@@ -299,7 +299,7 @@ def test_damaged_checkpoints(count, seed, tmp_path, files, whole, log, memory_li
                 outcome = use(path, damage) or 'correct'
             except (CheckpointError, ValueError) as error:
                 outcome = type(error).__name__
-                names = [name.removeprefix('backbone.') for name in weights]
+                names = [name.removeprefix('backbone.') for name in (*content[key], *weights)]
                 if not any(part in str(error) for part in (str(path), *names)):
                     problems.append(f'file {number}, {damage.__name__}: {error} does not name it')
             except Exception as error:

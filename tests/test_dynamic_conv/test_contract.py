@@ -455,6 +455,10 @@ def test_routing_of_a_block():
         (dict(layer=dict(num_kernels=4)), 'must have a type'),
         (dict(layer=dict(type='DYConv2d', experts=2)), "DYConv2d has no argument 'experts'"),
         (dict(layers=['layer5.*']), "'layer5.*' matches no"),
+        (
+            dict(exclude=['layer4.*']),
+            r"no layer of ResNet: layers=\['layer4.*exclude=.* leave none",
+        ),
         (dict(layers=['layer4.0.bn1']), "layer 'layer4.0.bn1' is a BatchNorm2d; dynamic layers"),
         (dict(share_routing_in=['layer9']), "names 'layer9', but ResNet has no such module"),
         (dict(share_routing_in=['layer1']), "'layer1', which has no CondConv layers"),
@@ -469,6 +473,37 @@ def test_errors_of_the_builder(options, message):
     )
     with pytest.raises(ValueError, match=message):
         MODELS.build(dict(config, **options))
+
+
+@pytest.mark.parametrize(
+    ('layer', 'options', 'message'),
+    [
+        (
+            KWConv2d,
+            dict(attention=dict(reduction=1 / 2)),
+            r'shape \(.*32\) in the checkpoint, but has shape \(.*16\)',
+        ),
+        (KWConv2d, dict(attention=dict(norm_layer='LayerNorm')), 'norm.running_mean is missing'),
+        (KWConv2d, dict(attention=dict(od_heads=True)), 'channel_fc.weight has .* but is missing'),
+        (
+            ODConv2d,
+            dict(reduction=1 / 2),
+            r'shape \(.*32\) in the checkpoint, but has shape \(.*16\)',
+        ),
+        (
+            DYConv2d,
+            dict(reduction=1 / 2),
+            r'shape \(.*32\) in the checkpoint, but has shape \(.*16\)',
+        ),
+    ],
+)
+def test_checkpoint_of_another_attention_is_refused(layer, options, message):
+    """Strictly and not: MMEngine would leave such attentions random, and log it."""
+    one, other = layer(64, 8, 3), layer(64, 8, 3, **options)
+    with pytest.raises(ValueError, match=message):
+        one.load_state_dict(other.state_dict(), strict=False)
+    with pytest.raises(ValueError, match='other options'):
+        other.load_state_dict(one.state_dict())
 
 
 @mixing_method
