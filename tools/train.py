@@ -58,6 +58,7 @@ def apply_arguments(config, args):
                 f'auto_scale_lr = dict(base_batch_size=...)'
             )
         config.auto_scale_lr.enable = True
+    start = config.get('load_from')
     if args.resume is not None:
         config.resume = True
         config.load_from = None
@@ -67,7 +68,10 @@ def apply_arguments(config, args):
     if config.get('resume') and config.get('load_from') is None:
         # MMEngine would take what the file last_checkpoint says, whatever became of that.
         config.load_from = latest_checkpoint(config.work_dir)
-    if config.get('resume') and config.load_from is not None:
+        if config.load_from is None:
+            print(f'nothing to resume in {config.work_dir}: training begins')
+            config.resume, config.load_from = False, start
+    if config.get('resume'):
         take_seed(config, config.load_from)
     hook = config.get('default_hooks', {}).get('checkpoint') or {}
     if hook.get('max_keep_ckpts') == 1:

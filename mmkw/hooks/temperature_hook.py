@@ -64,7 +64,8 @@ class TemperatureHook(Hook):
         for same in modules:
             for module, is_annealed in zip(same, annealed):
                 (self._annealed if is_annealed else self._held).append(module)
-        if not runner._resume:
+        # Not of resume=True, which starts anew where there is nothing to resume.
+        if runner.iter == 0:
             check_start(runner, modules[0], annealed)
 
     def anneals(self, module: AnnealedModule) -> bool:

@@ -193,10 +193,12 @@ def test_averages_follow(tmp_path, kw_file):
     assert temperatures == [{0.0}] * 8
 
 
-def test_holding_the_temperature_of_plain_weights_is_refused(tmp_path, plain_file):
+@pytest.mark.parametrize('resume', [False, True])
+def test_holding_the_temperature_of_plain_weights_is_refused(tmp_path, plain_file, resume):
     message = r'attentions have learned nothing yet, .*Anneal it: replace KWDisable'
     with pytest.raises(ValueError, match=message):
-        train(tmp_path, [HOLD], dict(init_cfg=plain_file[1]))
+        # There is nothing to resume.
+        train(tmp_path, [HOLD], dict(init_cfg=plain_file[1]), resume=resume)
 
 
 def test_a_file_without_weights_for_frozen_layers_is_refused(tmp_path, plain_file):

@@ -326,8 +326,11 @@ def test_arguments_change_the_config(folder, single):
     assert not config.get('resume') and config.val_cfg is not None
     assert config.train_dataloader.collate_fn.type == 'default_collate'
 
-    config = changed_config(tool, tiny, '--resume', '--cfg-options', 'load_from=old.pth')
-    assert config.resume is True and config.load_from is None
+    options = ['--resume', '--cfg-options', 'load_from=old.pth']
+    config = changed_config(tool, tiny, '--work-dir', single, *options)
+    assert config.resume is True and config.load_from == str(single / 'epoch_4.pth')
+    config = changed_config(tool, tiny, '--work-dir=new', *options)
+    assert config.resume is False and config.load_from == 'old.pth'
     config = changed_config(tool, tiny, '--resume', tiny, '--work-dir=w', '--no-validate')
     assert config.resume is True and config.load_from == str(tiny) and config.work_dir == 'w'
     assert config.val_cfg is config.val_dataloader is config.val_evaluator is None
