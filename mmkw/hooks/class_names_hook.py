@@ -8,7 +8,7 @@ from mmengine.fileio import load
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from ..sample_conv.replacing import some_of
 
@@ -53,7 +53,8 @@ class ClassNamesHook(Hook):
         custom_hooks = [dict(type='ClassNamesHook')]
 
     Raises:
-        ValueError: before training, if a class is not in an annotation file or the order differs.
+        ValueError: before training, if a class is not in an annotation file, the order differs, or
+            there is no such file.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -66,10 +67,18 @@ class ClassNamesHook(Hook):
         for dataset in (loader.dataset for loader in loaders if hasattr(loader, 'dataset')):
             self._check(dataset)
 
-    @staticmethod
-    def _check(dataset: Dataset) -> None:
+    def _check(self, dataset: Dataset) -> None:
         while hasattr(dataset, 'dataset'):
             dataset = dataset.dataset
+        if isinstance(dataset, ConcatDataset):
+            for part in dataset.datasets:
+                self._check(part)
+            return
+        if not hasattr(dataset, 'ann_file'):
+            raise ValueError(
+                f'{type(dataset).__name__} has no annotation file in COCO format, which '
+                f'ClassNamesHook compares the classes with; remove it from custom_hooks'
+            )
         names = [category.get('name') for category in load(dataset.ann_file)['categories']]
         message = misnamed_classes(dataset.metainfo['classes'], names)
         if message:

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 from mmdet.datasets import CocoDataset
-from mmengine.dataset import RepeatDataset
+from mmengine.dataset import ConcatDataset, RepeatDataset
 
 from mmkw.hooks import ClassNamesHook
 
 
-def runner(folder, classes, repeated=False):
+def runner(folder, classes, wrap=lambda dataset: dataset):
     names = ['cat', 'dog', 'cow']
     content = dict(
         images=[dict(id=1, file_name='1.png', width=8, height=8)],
@@ -24,9 +24,8 @@ def runner(folder, classes, repeated=False):
         metainfo=dict(classes=classes),
         pipeline=[],
     )
-    if repeated:
-        dataset = RepeatDataset(dataset, times=2)
-    return SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset), val_dataloader=None)
+    loader = SimpleNamespace(dataset=wrap(dataset))
+    return SimpleNamespace(train_dataloader=loader, val_dataloader=None)
 
 
 @pytest.mark.parametrize('classes', [('cat', 'dog', 'cow'), ('cat', 'cow')])
@@ -34,7 +33,15 @@ def test_classes_of_the_file_or_some_of_them(tmp_path, classes):
     ClassNamesHook().before_train(runner(tmp_path, classes))
 
 
-@pytest.mark.parametrize('repeated', [False, True])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda dataset: dataset,
+        lambda dataset: RepeatDataset(dataset, times=2),
+        lambda dataset: ConcatDataset([dataset, dataset]),
+    ],
+    ids=['plain', 'repeated', 'concatenated'],
+)
 @pytest.mark.parametrize(
     ('classes', 'message'),
     [
@@ -43,6 +50,11 @@ def test_classes_of_the_file_or_some_of_them(tmp_path, classes):
         (('dog', 'cat'), r"another order than in the file.* use \('cat', 'dog'\)"),
     ],
 )
-def test_wrong_names_and_order(tmp_path, classes, message, repeated):
+def test_wrong_names_and_order(tmp_path, classes, message, wrap):
     with pytest.raises(ValueError, match=message):
-        ClassNamesHook().before_train(runner(tmp_path, classes, repeated))
+        ClassNamesHook().before_train(runner(tmp_path, classes, wrap))
+
+
+def test_data_without_an_annotation_file(tmp_path):
+    with pytest.raises(ValueError, match='list has no annotation file.*remove it'):
+        ClassNamesHook().before_train(runner(tmp_path, ('cat',), lambda dataset: []))
