@@ -264,14 +264,18 @@ def check_start(config):
             f'load_from names the checkpoint {start}, which does not exist; name another one with '
             f'--cfg-options load_from=FILE, or train without it: --cfg-options load_from=None'
         )
-    for option, parent, key in _missing_init_cfgs(config.model, 'model'):
+    # From the last one, as lists get shorter.
+    for option, parent, key in reversed(list(_missing_init_cfgs(config.model, 'model'))):
         file = parent[key]['checkpoint']
         if start:
             warnings.warn(
                 f'{option}.checkpoint: {file} does not exist, and is not needed with load_from',
                 stacklevel=2,
             )
-            parent[key] = None
+            if isinstance(parent, list):
+                del parent[key]
+            else:
+                parent[key] = None
             continue
         fail(
             f'{option} starts from the checkpoint {file}, which does not exist; put it there, name '

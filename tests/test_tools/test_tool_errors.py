@@ -119,9 +119,16 @@ def test_missing_start_names_the_option_and_the_fix(folder):
 
 def test_missing_start_in_a_list(folder):
     inits = [dict(type='Kaiming', layer='Conv2d'), dict(type='Pretrained', checkpoint='no.pth')]
+    inits += [dict(type='Pretrained', checkpoint='nor.pth'), dict(type='Constant', layer='Linear')]
     config = Config(dict(model=dict(neck=dict(init_cfg=inits))))
-    with pytest.raises(SystemExit, match=r'model.neck.init_cfg.1.checkpoint=FILE'):
+    with pytest.raises(SystemExit, match=r'model.neck.init_cfg.[12].checkpoint=FILE'):
         load_tool('cli_common').check_start(config)
+
+    torch.save({}, folder / 'all.pth')
+    config.load_from = str(folder / 'all.pth')
+    with pytest.warns(UserWarning, match='not needed'):
+        load_tool('cli_common').check_start(config)
+    assert [init.type for init in config.model.neck.init_cfg] == ['Kaiming', 'Constant']
 
 
 def test_names_that_are_no_local_files_are_left_to_mmengine():
