@@ -5,9 +5,11 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
+import torch.distributed as dist
 from kernels import assert_plain_at_temperature_1, trainable
 from mmdet.models.backbones import ResNet as MMDetResNet
 from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODELS
 from mmpretrain.models.backbones import ResNet as MMPretrainResNet
 from torch import nn
@@ -197,6 +199,25 @@ def test_with_cp_gives_the_same_gradients():
         backbone(x)[0].square().sum().backward()
     for (name, p), q in zip(plain.named_parameters(), checkpointed.parameters()):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_with_cp_in_distributed_training(tmp_path):
+    """Blocks share cells, so that several backward passes of blocks reach one parameter."""
+    torch.manual_seed(0)
+    images, grads = torch.randn(2, 3, 32, 32, requires_grad=True), []
+    backbones = [small(norm_eval=True, with_cp=True) for _ in range(2)]
+    backbones[1].load_state_dict(backbones[0].state_dict())
+    dist.init_process_group('gloo', f'file://{tmp_path}/meeting', rank=0, world_size=1)
+    try:
+        wrapped = MMDistributedDataParallel(backbones[1], static_graph=True)
+        for network, backbone in zip((backbones[0], wrapped), backbones):
+            mmkw.set_temperature(backbone, 0.5)
+            network.train()
+            sum(output.square().sum() for output in network(images)).backward()
+            grads.append([parameter.grad for parameter in backbone.parameters()])
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(*grads)
 
 
 def test_drop_path():
