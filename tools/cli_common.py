@@ -264,25 +264,27 @@ def check_start(config):
             f'load_from names the checkpoint {start}, which does not exist; name another one with '
             f'--cfg-options load_from=FILE, or train without it: --cfg-options load_from=None'
         )
-    # From the last one, as lists get shorter.
-    for option, parent, key in reversed(list(_missing_init_cfgs(config.model, 'model'))):
+    missing = list(_missing_init_cfgs(config.model, 'model'))
+    if missing and not start:
+        option, parent, key = missing[0]
         file = parent[key]['checkpoint']
-        if start:
-            warnings.warn(
-                f'{option}.checkpoint: {file} does not exist, and is not needed with load_from',
-                stacklevel=2,
-            )
-            if isinstance(parent, list):
-                del parent[key]
-            else:
-                parent[key] = None
-            continue
         fail(
             f'{option} starts from the checkpoint {file}, which does not exist; put it there, name '
             f'another one with --cfg-options {option}.checkpoint=FILE, start the whole model from '
             f'one with --cfg-options load_from=FILE, or train from random weights: '
             f'--cfg-options {option}=None'
         )
+    # From the last one, as lists get shorter.
+    for option, parent, key in reversed(missing):
+        file = parent[key]['checkpoint']
+        warnings.warn(
+            f'{option}.checkpoint: {file} does not exist, and is not needed with load_from',
+            stacklevel=2,
+        )
+        if isinstance(parent, list):
+            del parent[key]
+        else:
+            parent[key] = None
 
 
 def _missing_init_cfgs(config, option):
