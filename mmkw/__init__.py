@@ -7,19 +7,22 @@ plans and warehouses work with PyTorch alone.
 
 from importlib.util import find_spec
 
-from .dynamic_conv import CGConv2d, CondConv2d, DCDConv2d, DYConv2d, ODConv2d, WeightNetConv2d
-from .kernel_warehouse import (
+from .methods import (
+    CGConv2d,
+    CondConv2d,
+    DCDConv2d,
+    DYConv2d,
     KWConv1d,
     KWConv2d,
     KWConv3d,
     KWLinear,
-    WarehouseConfig,
-    apply_plan,
-    fold_attentions,
-    unfold_attentions,
+    ODConv2d,
+    WeightNetConv2d,
+    get_temperature,
+    set_temperature,
 )
-from .planning import plan_network, warehouse_network
-from .sample_conv import get_temperature, set_temperature
+from .methods.kernel_warehouse import fold_attentions, unfold_attentions
+from .networks import WarehouseConfig, apply_plan, plan_network, warehouse_network
 
 __version__ = '0.1.0'
 
@@ -46,8 +49,7 @@ __all__ = [
 
 # An installation that is not complete shall show its error, so nothing is caught here.
 if find_spec('mmengine') is not None:
-    from . import backbones, checkpoints, heads, hooks
-    from .openmmlab import register
+    from . import checkpoints, openmmlab
 
-    register()
-    __all__ += ['backbones', 'checkpoints', 'heads', 'hooks']
+    openmmlab.register()
+    __all__ += ['checkpoints', 'openmmlab']

@@ -29,7 +29,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     """Start with the folders of long tests, so that no worker is left with them alone."""
-    long = ('test_tools', 'test_package', 'test_sample_conv', 'test_kernel_warehouse')
+    long = ('test_tools', 'test_package', 'test_ops', 'test_kernel_warehouse')
     items.sort(key=lambda item: item.path.parent.name not in long)
 
 
@@ -79,7 +79,7 @@ def own_default_scope():
 @pytest.fixture(params=[2**24, 1], ids=['one block', 'blocks'])
 def blocks(request, monkeypatch):
     """Kernels of all samples and rows at once, or of one sample and a few rows."""
-    from mmkw.sample_conv import blockwise
+    from mmkw.ops import blockwise
 
     monkeypatch.setitem(blockwise.BLOCK_BYTES, 'cpu', request.param)
     if request.param == 1:

@@ -3,7 +3,7 @@
 import torch
 
 import mmkw
-from mmkw.kernel_warehouse import KWLayer
+from mmkw.methods.kernel_warehouse import KWLayer
 
 
 def kw_layers(network):

@@ -9,9 +9,9 @@ from mmcv.cnn import ConvModule
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 
 import mmkw
-from mmkw.backbones import KWConvNeXt, KWResNet, KWVisionTransformer
-from mmkw.hooks import FiniteLossHook, KWAttentionHook, KWTemperatureHook
-from mmkw.sample_conv import DynamicLayer
+from mmkw.methods import DynamicLayer
+from mmkw.openmmlab.backbones import KWConvNeXt, KWResNet, KWVisionTransformer
+from mmkw.openmmlab.hooks import FiniteLossHook, KWAttentionHook, KWTemperatureHook
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_subclasses_have_their_own_arguments():
         def __init__(self, channels):
             super().__init__(channels, channels, kernel_size=3, budget=2)
 
-    class Wide(mmkw.backbones.KWResNet):
+    class Wide(mmkw.openmmlab.backbones.KWResNet):
         def __init__(self, mine=1, **kwargs):
             super().__init__(18, **kwargs)
 

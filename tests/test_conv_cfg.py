@@ -12,7 +12,7 @@ from torch import nn
 
 import mmkw
 from mmkw import KWConv2d
-from mmkw.kernel_warehouse import Warehouse
+from mmkw.methods.kernel_warehouse import Warehouse
 
 CONV_CFG = dict(type='KWConv2d', budget=1)
 

@@ -5,8 +5,8 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 import mmkw  # noqa: F401
-from mmkw.dynamic_conv import ODConv2d
-from mmkw.kernel_warehouse import WarehouseConfig, apply_plan
+from mmkw.methods import ODConv2d
+from mmkw.networks import WarehouseConfig, apply_plan
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 try:
     # Registers the package's modules, and the loader that can read MMEngine's checkpoints.
     import mmkw  # noqa: F401
-    from mmkw.backbones.conv_types import naming_conv_types
+    from mmkw.openmmlab.backbones.conv_types import naming_conv_types
 except ModuleNotFoundError as error:
     if error.name != 'mmkw':
         raise

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files import whole_file
-from ..sample_conv import DynamicLayer
-from ..sample_conv.layer import DynamicLinear
+from ..methods import DynamicLayer
+from ..methods.base import DynamicLinear
 
 STATISTICS = ('negative', 'entropy', 'initial', 'spread')
 

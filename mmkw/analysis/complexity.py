@@ -13,7 +13,8 @@ import torch
 from mmengine.analysis import FlopAnalyzer, parameter_count
 from torch import Tensor, nn
 
-from ..sample_conv import DynamicLayer, forced_route
+from ..methods import DynamicLayer
+from ..ops import forced_route
 from .operations import Operations, operations_of_layers
 
 

@@ -9,8 +9,8 @@ from typing import Callable
 
 from torch import nn
 
-from ..sample_conv.attention_linear import AttentionLinear
-from ..sample_conv.layer import DynamicLayer
+from ..methods.attention_linear import AttentionLinear
+from ..methods.base import DynamicLayer
 
 _Conv = nn.modules.conv._ConvNd
 _ConvTranspose = nn.modules.conv._ConvTransposeNd

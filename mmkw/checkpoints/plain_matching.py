@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..sample_conv.replacing import some_of
+from ..networks.replacing import some_of
 from .plain_tensor_names import FORMATS, rename
 from .tensor_checks import FLOATS, check_values, same_but_ones
 

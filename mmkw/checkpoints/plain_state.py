@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..backbones.vision_transformer import SplitQKV
-from ..kernel_warehouse.warehouse import Warehouse
+from ..methods.kernel_warehouse.warehouse import Warehouse
+from ..openmmlab.backbones.vision_transformer import SplitQKV
 
 
 def plain_state_dict(network: nn.Module, kernels: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from typing import Any, Callable
 
 from torch import Tensor, nn
 
-from ..backbones import KWConvNeXt, KWMobileNetV2, KWResNet
-from ..kernel_warehouse.layers import KWLayer
+from ..methods.kernel_warehouse.layers import KWLayer
+from ..openmmlab.backbones import KWConvNeXt, KWMobileNetV2, KWResNet
 from .network_sizes import (
     MOBILENET_V2_OUTPUTS,
     convnext_arch,
@@ -23,13 +23,7 @@ from .network_sizes import (
     tensor_length,
 )
 from .plain_tensor_names import FORMATS, rename
-from .released_models import (
-    CLASSIFIER,
-    DETECTOR,
-    IdentifiedModel,
-    build_classifier,
-    build_detector,
-)
+from .released_models import CLASSIFIER, DETECTOR, IdentifiedModel, build_classifier, build_detector
 from .tensor_checks import same_but_ones
 
 _WAREHOUSE = re.compile(r'warehouse_manager\.weights\.(\d+)')

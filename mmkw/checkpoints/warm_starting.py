@@ -10,10 +10,10 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from ..backbones.vision_transformer import SplitQKV
-from ..kernel_warehouse.layers import KWLayer
-from ..kernel_warehouse.warehouse import Warehouse
-from ..sample_conv.layer import DynamicLinear
+from ..methods.base import DynamicLinear
+from ..methods.kernel_warehouse.layers import KWLayer
+from ..methods.kernel_warehouse.warehouse import Warehouse
+from ..openmmlab.backbones.vision_transformer import SplitQKV
 from .loading import load_checkpoint
 from .plain_matching import match_plain
 from .plain_state import plain_state_dict

@@ -2,7 +2,7 @@
 
 PyTorch convolves each sample with its own kernel by a grouped convolution with a group for each
 sample. ONNX keeps the number of groups as a constant of the file, which would fix the batch size.
-Networks are therefore exported by the route of :mod:`mmkw.sample_conv.unfolded`, a product of
+Networks are therefore exported by the route of :mod:`mmkw.ops.unfolded`, a product of
 matrices.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..sample_conv import forced_route
+from ..ops import forced_route
 
 # Of the largest output; below it a comparison says nothing.
 _SMALLEST_OUTPUT = 1e-12

@@ -12,11 +12,11 @@ from mmpretrain.models.backbones import ConvNeXt, MobileNetV2, ResNet, VisionTra
 from mmpretrain.models.heads import LinearClsHead
 
 from ..analysis.configs import type_name, without_checkpoints
-from ..backbones import KWConvNeXt, KWMobileNetV2, KWResNet, KWVisionTransformer
-from ..backbones.any_backbone import in_own_scope
-from ..backbones.resnet import as_mmpretrain_arguments
-from ..heads import DynamicLinearClsHead, KWLinearClsHead
-from ..sample_conv import DynamicConvNd, DynamicLinear
+from ..methods import DynamicConvNd, DynamicLinear
+from ..openmmlab.backbones import KWConvNeXt, KWMobileNetV2, KWResNet, KWVisionTransformer
+from ..openmmlab.backbones.any_backbone import in_own_scope
+from ..openmmlab.backbones.resnet import as_mmpretrain_arguments
+from ..openmmlab.heads import DynamicLinearClsHead, KWLinearClsHead
 
 # The plain class of each, from which it is derived.
 _PLAIN: dict[type, type] = {

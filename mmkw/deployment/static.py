@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.plain_state import plain_state_dict
-from ..sample_conv import DynamicLayer
+from ..methods import DynamicLayer
 
 Predict = Callable[[nn.Module, Any], Any]
 

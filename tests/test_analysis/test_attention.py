@@ -14,9 +14,9 @@ from mmkw.analysis.attention import (
     group_statistics,
     save_attentions,
 )
-from mmkw.dynamic_conv import CGConv2d, CondConv2d, DYConv2d, ODConv2d, WeightNetConv2d
-from mmkw.dynamic_conv.cond_conv import share_routing
-from mmkw.dynamic_conv.dcd import DCDConv2d
+from mmkw.methods import CGConv2d, CondConv2d, DYConv2d, ODConv2d, WeightNetConv2d
+from mmkw.methods.cond_conv import share_routing
+from mmkw.methods.dcd import DCDConv2d
 
 
 def network():

@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmkw.analysis.complexity import Cost, cost_by_stage
 from mmkw.analysis.operations import Operations
-from mmkw.backbones import KWConvNeXt, KWResNet
-from mmkw.kernel_warehouse import KWConv2d
-from mmkw.sample_conv import forced_route
+from mmkw.methods.kernel_warehouse import KWConv2d
+from mmkw.openmmlab.backbones import KWConvNeXt, KWResNet
+from mmkw.ops import forced_route
 
 
 class Small(nn.Module):

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmkw.analysis import kept_memory, peak_memory, tensor_bytes
-from mmkw.kernel_warehouse import KWConv2d
-from mmkw.sample_conv import forced_route
+from mmkw.methods.kernel_warehouse import KWConv2d
+from mmkw.ops import forced_route
 
 FLOAT = 4
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkw.analysis import Operations, count_operations
-from mmkw.backbones import KWResNet
-from mmkw.kernel_warehouse import KWConv2d, KWLinear, fold_attentions
-from mmkw.sample_conv import forced_route
+from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear, fold_attentions
+from mmkw.openmmlab.backbones import KWResNet
+from mmkw.ops import forced_route
 
 
 def multiply_adds_of_torch(run):

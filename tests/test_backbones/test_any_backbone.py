@@ -22,8 +22,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 import mmkw
-from mmkw.backbones.any_backbone import backbone_plan, build_plain
-from mmkw.kernel_warehouse import KernelAttention, WarehouseConfig, apply_plan
+from mmkw.methods.kernel_warehouse import KernelAttention
+from mmkw.networks import WarehouseConfig, apply_plan
+from mmkw.openmmlab.backbones.any_backbone import backbone_plan, build_plain
 
 ROOT = Path(mmkw.__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))

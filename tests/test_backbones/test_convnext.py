@@ -6,8 +6,9 @@ from kernels import assert_plain_at_temperature_1, trainable
 from mmpretrain.models.backbones import ConvNeXt
 from torch import nn
 
-from mmkw.backbones import KWConvNeXt, convnext_plan
-from mmkw.kernel_warehouse import KWConv2d, KWLinear, partition_network
+from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear
+from mmkw.networks import partition_network
+from mmkw.openmmlab.backbones import KWConvNeXt, convnext_plan
 
 # Table 14: m and n of the stem, the downsampling layers, then depthwise and pointwise in turns.
 FIRST = (16, 4, 4, 4)

@@ -7,8 +7,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models.backbones import MobileNetV2
 from torch import nn
 
-from mmkw.backbones import KWMobileNetV2, mobilenet_v2_plan
-from mmkw.kernel_warehouse import KWConv2d, KWLinear, partition_network
+from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear
+from mmkw.networks import partition_network
+from mmkw.openmmlab.backbones import KWMobileNetV2, mobilenet_v2_plan
 
 # Table 14, width 1.0 (m, n), in the order in which the warehouses are first met; the last of 1/2
 # is the classifier's.

@@ -15,8 +15,9 @@ from mmpretrain.models.backbones import ResNet as MMPretrainResNet
 from torch import nn
 
 import mmkw
-from mmkw.backbones import KWResNet, resnet_plan
-from mmkw.kernel_warehouse import KWConv2d, partition_network
+from mmkw.methods.kernel_warehouse import KWConv2d
+from mmkw.networks import partition_network
+from mmkw.openmmlab.backbones import KWResNet, resnet_plan
 
 # Table 14: depth, budget, m and n of the four warehouses.
 TABLE_14 = [

@@ -10,8 +10,9 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 import mmkw
-from mmkw.backbones import KWVisionTransformer, split_qkv, vision_transformer_plan
-from mmkw.kernel_warehouse import KWLinear, partition_network
+from mmkw.methods.kernel_warehouse import KWLinear
+from mmkw.networks import partition_network
+from mmkw.openmmlab.backbones import KWVisionTransformer, split_qkv, vision_transformer_plan
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=4, feedforward_channels=128)
 

@@ -4,7 +4,7 @@ import pytest
 from mmengine.runner.checkpoint import load_state_dict
 from mmpretrain.models.backbones import ConvNeXt, ResNet, VisionTransformer
 
-from mmkw.backbones import (
+from mmkw.openmmlab.backbones import (
     KWConvNeXt,
     KWResNet,
     KWVisionTransformer,

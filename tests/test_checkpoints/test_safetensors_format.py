@@ -11,9 +11,9 @@ from safetensors import safe_open
 from tiny_runs import load_tool
 from torch import nn
 
-from mmkw.backbones import KWResNet
 from mmkw.checkpoints import CheckpointError, convert_released, load_checkpoint, save_checkpoint
 from mmkw.checkpoints.safetensors_format import checkpoint_from_bytes, checkpoint_to_bytes
+from mmkw.openmmlab.backbones import KWResNet
 
 
 def test_converted_by_the_tool(tmp_path):

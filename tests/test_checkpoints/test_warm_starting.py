@@ -15,11 +15,11 @@ from mmpretrain.models.backbones import ConvNeXt, MobileNetV2, ResNet, VisionTra
 from tiny_runs import load_tool
 
 import mmkw
-from mmkw.backbones import KWConvNeXt, KWMobileNetV2, KWResNet
-from mmkw.backbones.vision_transformer import KWVisionTransformer
 from mmkw.checkpoints import load_checkpoint
 from mmkw.checkpoints.warm_starting import convert_plain, warm_start
-from mmkw.kernel_warehouse import partition_kernels
+from mmkw.methods.kernel_warehouse import partition_kernels
+from mmkw.openmmlab.backbones import KWConvNeXt, KWMobileNetV2, KWResNet
+from mmkw.openmmlab.backbones.vision_transformer import KWVisionTransformer
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'model_converters' / 'plain_to_mmkw.py'

@@ -11,14 +11,7 @@ from mmengine.runner import save_checkpoint
 from tiny_runs import CLASSIFIER, DETECTOR, load_tool, refused
 from torch import nn
 
-from mmkw import (
-    CondConv2d,
-    DYConv2d,
-    KWConv2d,
-    ODConv2d,
-    fold_attentions,
-    set_temperature,
-)
+from mmkw import CondConv2d, DYConv2d, KWConv2d, ODConv2d, fold_attentions, set_temperature
 from mmkw.deployment import compare_onnx, exported_part, to_onnx
 
 onnx = pytest.importorskip('onnx')

@@ -9,7 +9,7 @@ from fitted_norms import fit_norms
 from torch import nn
 
 from mmkw import KWConv2d, set_temperature
-from mmkw.backbones import KWConvNeXt, KWMobileNetV2, KWResNet
+from mmkw.openmmlab.backbones import KWConvNeXt, KWMobileNetV2, KWResNet
 
 ANY = torch.export.Dim.DYNAMIC
 NETWORKS = {

@@ -21,14 +21,8 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import mmkw
-from mmkw.deployment import (
-    calibration_loader,
-    load_static,
-    match_norms,
-    mean_kernels,
-    plain_config,
-)
-from mmkw.dynamic_conv import (
+from mmkw.deployment import calibration_loader, load_static, match_norms, mean_kernels, plain_config
+from mmkw.methods import (
     CGConv2d,
     CondConv2d,
     CondLinear,
@@ -38,7 +32,7 @@ from mmkw.dynamic_conv import (
     WeightNetConv2d,
     share_routing,
 )
-from mmkw.kernel_warehouse import KWConv2d, KWLinear
+from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear
 
 SIZE = 32
 SMALL_RESNET = dict(depth=18, stem_channels=16, base_channels=16)

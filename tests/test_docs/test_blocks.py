@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from tiny_runs import ROOT, environment
 
-from mmkw.sample_conv import DynamicLayer
+from mmkw.methods import DynamicLayer
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 BLOCK = re.compile(r'^(<!-- not run: .+ -->\n)?```(python|shell|console)\n(.*?)^```$', re.M | re.S)

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmkw.backbones import KWResNet
-from mmkw.dynamic_conv import CondConv2d, DCDConv2d, DYConv2d, ODConv2d
-from mmkw.kernel_warehouse import KWConv2d, fold_attentions
-from mmkw.sample_conv import set_temperature
+from mmkw.methods import CondConv2d, DCDConv2d, DYConv2d, ODConv2d, set_temperature
+from mmkw.methods.kernel_warehouse import KWConv2d, fold_attentions
+from mmkw.openmmlab.backbones import KWResNet
 
 GPU = pytest.param(
     'cuda',

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
 import mmkw
-from mmkw.kernel_warehouse import KWConv2d
+from mmkw.methods.kernel_warehouse import KWConv2d
 
 
 class Images(Dataset):

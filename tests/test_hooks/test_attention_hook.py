@@ -11,7 +11,7 @@ from temperature_runs import make_runner
 from tiny_runs import CLASSIFIER, write_classification_data
 from torch import nn
 
-from mmkw.hooks import KWAttentionHook
+from mmkw.openmmlab.hooks import KWAttentionHook
 
 
 @pytest.fixture

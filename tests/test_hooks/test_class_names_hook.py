@@ -7,7 +7,7 @@ import pytest
 from mmdet.datasets import CocoDataset
 from mmengine.dataset import ConcatDataset, RepeatDataset
 
-from mmkw.hooks import ClassNamesHook
+from mmkw.openmmlab.hooks import ClassNamesHook
 
 
 def runner(folder, classes, wrap=lambda dataset: dataset):

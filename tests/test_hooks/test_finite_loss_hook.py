@@ -4,8 +4,8 @@ import pytest
 from temperature_runs import train
 from torch import nn
 
-from mmkw.hooks import FiniteLossHook
-from mmkw.kernel_warehouse import KWConv2d
+from mmkw.methods.kernel_warehouse import KWConv2d
+from mmkw.openmmlab.hooks import FiniteLossHook
 
 
 class DivergesAt(nn.Module):

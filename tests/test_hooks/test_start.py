@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import mmkw
-from mmkw.backbones import KWResNet
-from mmkw.kernel_warehouse import KWConv2d
-from mmkw.sample_conv.temperature import annealed_modules
+from mmkw.methods.kernel_warehouse import KWConv2d
+from mmkw.methods.temperature import annealed_modules
+from mmkw.openmmlab.backbones import KWResNet
 
 NARROW = dict(depth=18, base_channels=8, stem_channels=8, zero_init_residual=False)
 

@@ -13,7 +13,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from temperature_runs import BFloat16OptimWrapper, expected_schedule, train
 
 import mmkw
-from mmkw.backbones import KWResNet
+from mmkw.openmmlab.backbones import KWResNet
 
 EPOCHS = 4
 

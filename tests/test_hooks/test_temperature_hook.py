@@ -24,9 +24,9 @@ from tiny_runs import ROOT, environment
 from torch import nn
 
 import mmkw
-from mmkw.dynamic_conv import DYConv2d, ODConv2d
-from mmkw.hooks import KWTemperatureHook
-from mmkw.kernel_warehouse import KWConv2d
+from mmkw.methods import DYConv2d, ODConv2d
+from mmkw.methods.kernel_warehouse import KWConv2d
+from mmkw.openmmlab.hooks import KWTemperatureHook
 
 
 def read_log(work_dir):

@@ -5,10 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmkw.backbones import KWMobileNetV2, KWResNet
-from mmkw.dynamic_conv import DYConv2d, ODConv2d
-from mmkw.kernel_warehouse import KWConv2d, KWLinear, fold_attentions, partition_kernels
-from mmkw.sample_conv import set_temperature
+from mmkw.methods import DYConv2d, ODConv2d, set_temperature
+from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear, fold_attentions, partition_kernels
+from mmkw.openmmlab.backbones import KWMobileNetV2, KWResNet
 
 FUNCTIONS = {
     'caf': lambda z: z / (sum(abs(v) for v in z) + 1e-3),

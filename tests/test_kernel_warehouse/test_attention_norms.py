@@ -6,8 +6,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmkw import KWConv2d
-from mmkw.backbones import KWResNet
-from mmkw.kernel_warehouse import KWLayer
+from mmkw.methods.kernel_warehouse import KWLayer
+from mmkw.openmmlab.backbones import KWResNet
 
 
 def layer_with(norm_layer):

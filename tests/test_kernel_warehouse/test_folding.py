@@ -10,15 +10,16 @@ import torch
 from mmengine.hooks import EMAHook
 from torch.nn.utils import prune
 
-from mmkw.backbones import KWResNet
-from mmkw.kernel_warehouse import (
+from mmkw.methods import set_temperature
+from mmkw.methods.kernel_warehouse import (
     KWConv1d,
     KWConv2d,
     KWLinear,
     fold_attentions,
     unfold_attentions,
 )
-from mmkw.sample_conv import forced_route, set_temperature
+from mmkw.openmmlab.backbones import KWResNet
+from mmkw.ops import forced_route
 
 LAYERS = {
     'dense': lambda: KWConv2d(16, 32, 3, stride=2, padding=1, cell_ratio=0.5),

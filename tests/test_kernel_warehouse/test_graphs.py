@@ -6,7 +6,8 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from mmkw.kernel_warehouse import KWLinear, WarehouseConfig, apply_plan
+from mmkw.methods.kernel_warehouse import KWLinear
+from mmkw.networks import WarehouseConfig, apply_plan
 
 
 @pytest.fixture

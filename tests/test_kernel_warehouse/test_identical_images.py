@@ -5,12 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmkw.kernel_warehouse import (
-    WarehouseConfig,
-    apply_plan,
-    mixture_attention,
-)
-from mmkw.sample_conv import set_temperature
+from mmkw.methods import set_temperature
+from mmkw.methods.kernel_warehouse import mixture_attention
+from mmkw.networks import WarehouseConfig, apply_plan
 
 
 def deep_network(depth=8, width=16):

@@ -7,15 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmkw.kernel_warehouse import (
-    KWConv1d,
-    KWConv2d,
-    KWConv3d,
-    KWLinear,
-    WarehouseConfig,
-    apply_plan,
-)
-from mmkw.sample_conv import ROUTES, blockwise, forced_route, set_temperature
+from mmkw.methods import set_temperature
+from mmkw.methods.kernel_warehouse import KWConv1d, KWConv2d, KWConv3d, KWLinear
+from mmkw.networks import WarehouseConfig, apply_plan
+from mmkw.ops import ROUTES, blockwise, forced_route
 
 
 @pytest.fixture

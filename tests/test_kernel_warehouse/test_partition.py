@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from mmkw.kernel_warehouse import partition_kernels
-from mmkw.kernel_warehouse.partition import as_fraction
+from mmkw.methods.kernel_warehouse import partition_kernels
+from mmkw.methods.kernel_warehouse.partition import as_fraction
 
 
 def initial_cells(shapes, **options):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 import mmkw  # noqa: F401
-from mmkw.kernel_warehouse import WarehouseConfig, apply_plan
-from mmkw.kernel_warehouse.sharding import keep_warehouses_whole
+from mmkw.networks import WarehouseConfig, apply_plan
+from mmkw.openmmlab.sharding import keep_warehouses_whole
 
 NUM_PROCESSES = 2
 

@@ -91,7 +91,7 @@ def test_plans_and_layers_with_pytorch_alone(torch_alone):
 
 
 def test_what_needs_openmmlab_names_the_package(torch_alone):
-    done = run(torch_alone, 'import mmkw.backbones')
+    done = run(torch_alone, 'import mmkw.openmmlab.backbones')
     assert "ModuleNotFoundError: No module named 'mm" in done.stderr
 
 

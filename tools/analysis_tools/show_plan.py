@@ -13,8 +13,8 @@ from cli_common import argument_parser, clear_errors, fail, load_config  # noqa:
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 
 from mmkw.analysis.configs import type_name  # noqa: E402
-from mmkw.backbones.any_backbone import backbone_plan, build_plain  # noqa: E402
-from mmkw.planning import NetworkPlan  # noqa: E402
+from mmkw.networks import NetworkPlan  # noqa: E402
+from mmkw.openmmlab.backbones.any_backbone import backbone_plan, build_plain  # noqa: E402
 
 
 def plan_of(backbone):

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cli_common import argument_parser, clear_errors, fail, load_config  # noqa: E402
 from PIL import ExifTags, Image  # noqa: E402
 
-from mmkw.hooks.class_names_hook import misnamed_classes  # noqa: E402
-from mmkw.sample_conv.replacing import some_of  # noqa: E402
+from mmkw.networks.replacing import some_of  # noqa: E402
+from mmkw.openmmlab.hooks.class_names_hook import misnamed_classes  # noqa: E402
 
 LIMIT = 5
 QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation that swap height and width

@@ -9,7 +9,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from ...kernel_warehouse import KWConv2d
+from ...methods.kernel_warehouse import KWConv2d
 from ..memory import tensor_bytes
 from ..operations import count_operations
 from ..timing import Rates, Spread, time_alternately

@@ -13,9 +13,10 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ...kernel_warehouse import fold_attentions
-from ...kernel_warehouse.layers import KWLayer
-from ...sample_conv import DynamicLayer, forced_route
+from ...methods import DynamicLayer
+from ...methods.kernel_warehouse import fold_attentions
+from ...methods.kernel_warehouse.layers import KWLayer
+from ...ops import forced_route
 from .candidates import Candidate
 from .setting import Setting
 

@@ -9,9 +9,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ...kernel_warehouse.partition import WarehousePartition
 from ...meta_device import on_meta_device
-from ...planning.plan_table import built_partitions
+from ...methods.kernel_warehouse.partition import WarehousePartition
+from ...networks.plan_table import built_partitions
 from ..configs import without_checkpoints
 
 

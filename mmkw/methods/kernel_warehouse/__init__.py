@@ -1,0 +1,24 @@
+"""KernelWarehouse (Li and Yao, ICML 2024) in plain PyTorch."""
+
+from .attention import AttentionConfig, KernelAttention, mixture_attention
+from .folding import fold_attentions, unfold_attentions
+from .layers import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
+from .partition import KernelPartition, WarehousePartition, partition_kernels
+from .warehouse import Warehouse
+
+__all__ = [
+    'AttentionConfig',
+    'KWConv1d',
+    'KWConv2d',
+    'KWConv3d',
+    'KWLayer',
+    'KWLinear',
+    'KernelAttention',
+    'KernelPartition',
+    'Warehouse',
+    'WarehousePartition',
+    'fold_attentions',
+    'mixture_attention',
+    'partition_kernels',
+    'unfold_attentions',
+]

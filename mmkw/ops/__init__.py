@@ -1,0 +1,13 @@
+"""Convolving each sample with its own kernel: plain functions of PyTorch, no modules."""
+
+from .mixing import KernelLayout, Mixture, assemble_kernels
+from .routes import ROUTES, dynamic_conv, forced_route
+
+__all__ = [
+    'ROUTES',
+    'KernelLayout',
+    'Mixture',
+    'assemble_kernels',
+    'dynamic_conv',
+    'forced_route',
+]
