@@ -1,4 +1,4 @@
-"""Rooms of the package import only from rooms below them, and files not from each other in circles."""
+"""Rooms of the package import only from rooms below them, and files make no circles."""
 
 import ast
 from graphlib import TopologicalSorter

@@ -8,6 +8,8 @@ positions by the sum of a gate of ``i`` and one of ``o``, both of the input's co
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from ..arguments import check_positive, checks_arguments
 from .attention_linear import AttentionLinear
 from .base import IntOrTuple
 from .generated import GeneratedConv2d
+from .registry import Method, register_method
 
 
 class ContextGate(nn.Module):
@@ -122,3 +125,13 @@ class CGConv2d(GeneratedConv2d):
 
     def method_repr(self) -> str:
         return f'group_channels={self.attention.group}'
+
+
+@register_method
+@dataclass(frozen=True)
+class CGC(Method):
+    """CGC in the places of plain convolutions; the options are those of :class:`CGConv2d`."""
+
+    layers = {2: CGConv2d}
+
+    group_channels: int = 16

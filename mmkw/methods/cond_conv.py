@@ -9,6 +9,7 @@ routing, that of the block's input.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from ..ops.mixing import Mixture
 from .attention_linear import AttentionLinear
 from .base import DynamicLinear, IntOrTuple
 from .kernel_bank import KernelBankConv2d, KernelBankLayer
+from .registry import Method, register_method
 
 
 class CondRouting(nn.Module):
@@ -147,3 +149,14 @@ def share_routing(layers: Sequence[_CondLayer]) -> None:
     leader, *others = layers
     for layer in others:
         layer.follow(leader)
+
+
+@register_method
+@dataclass(frozen=True)
+class CondConv(Method):
+    """CondConv in the places of plain layers; the options are those of :class:`CondConv2d`."""
+
+    layers = {0: CondLinear, 2: CondConv2d}
+    shares = 'routing'
+
+    num_kernels: int = 8

@@ -18,6 +18,7 @@ evaluation mode.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from ..ops.mixing import scale_maps
 from ..ops.routes import add_bias
 from .attention_linear import AttentionLinear
 from .base import DynamicConvNd, DynamicLayer, DynamicLinear, IntOrTuple
+from .registry import Method, register_method
 
 _CLASSIFIER_LATENT = 32
 
@@ -225,3 +227,11 @@ class DCDLinear(_DCDLayer, DynamicLinear):
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+
+@register_method
+@dataclass(frozen=True)
+class DCD(Method):
+    """DCD in the places of plain layers; it has no options."""
+
+    layers = {0: DCDLinear, 2: DCDConv2d}

@@ -8,13 +8,16 @@ with logits :math:`z` of the pooled input and the temperature :math:`T`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from ..arguments import check_positive, checks_arguments
 from ..ops.mixing import Mixture
 from .attention_linear import AttentionLinear
 from .base import IntOrTuple
-from .kernel_bank import KernelBankConv2d, kernel_attention, temperature_of
+from .kernel_bank import SOFTMAX_TEMPERATURE, KernelBankConv2d, kernel_attention, temperature_of
+from .registry import Method, register_method
 from .temperature import AnnealedModule
 
 
@@ -97,3 +100,16 @@ class DYConv2d(KernelBankConv2d):
 
     def mix(self, pooled: Tensor) -> Mixture:
         return self.mix_kernels(self.attention(pooled))
+
+
+@register_method
+@dataclass(frozen=True)
+class DYConv(Method):
+    """DY-Conv in the places of plain convolutions; the options are those of :class:`DYConv2d`."""
+
+    layers = {2: DYConv2d}
+    temperature_range = SOFTMAX_TEMPERATURE
+
+    num_kernels: int = 4
+    reduction: float = 1 / 4
+    function: str = 'softmax'

@@ -12,6 +12,7 @@ over output channels (filters), :math:`\alpha_s` over the kernel's positions and
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from ..ops.mixing import Mixture, assemble_kernels, scale_channels, scale_maps
 from ..ops.routes import add_bias, dynamic_conv
 from .attention_linear import AttentionLinear, normalise_hidden
 from .base import IntOrTuple
-from .kernel_bank import KernelBankConv2d, kernel_attention, temperature_of
+from .kernel_bank import SOFTMAX_TEMPERATURE, KernelBankConv2d, kernel_attention, temperature_of
+from .registry import Method, register_method
 from .temperature import AnnealedModule
 
 _MIN_HIDDEN = 16
@@ -194,3 +196,16 @@ class ODConv2d(KernelBankConv2d):
         factors = self.attention(pooled)
         kernels = assemble_kernels(*self._mixture(factors))
         return scale_channels(kernels, factors.channel, factors.filter, self.groups)
+
+
+@register_method
+@dataclass(frozen=True)
+class ODConv(Method):
+    """ODConv in the places of plain convolutions; the options are those of :class:`ODConv2d`."""
+
+    layers = {2: ODConv2d}
+    temperature_range = SOFTMAX_TEMPERATURE
+
+    num_kernels: int = 4
+    reduction: float = 1 / 16
+    function: str = 'softmax'

@@ -10,6 +10,7 @@ parts, and each part is a sum of ``M / G`` learned ones.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ..arguments import check_positive, checks_arguments
 from .attention_linear import AttentionLinear
 from .base import IntOrTuple
 from .generated import GeneratedConv2d
+from .registry import Method, register_method
 
 
 class WeightNetAttention(nn.Module):
@@ -110,3 +112,15 @@ class WeightNetConv2d(GeneratedConv2d):
     def method_repr(self) -> str:
         _, parts, each, _ = self.weight.shape
         return f'multiplier={parts * each}, parts={parts}'
+
+
+@register_method
+@dataclass(frozen=True)
+class WeightNet(Method):
+    """WeightNet in the places of convolutions; options as in :class:`WeightNetConv2d`."""
+
+    layers = {2: WeightNetConv2d}
+
+    multiplier: int = 2
+    parts: int = 2
+    reduction: float = 1 / 16

@@ -14,9 +14,9 @@ from mmcv.cnn.bricks import Conv2dAdaptivePadding, build_norm_layer, wrappers
 from mmengine.registry import FUNCTIONS, MODELS
 from torch import nn
 
-from ..methods import CGConv2d, CondConv2d, DCDConv2d, DYConv2d, ODConv2d, WeightNetConv2d
-from ..methods.kernel_warehouse import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
+from ..methods.kernel_warehouse import KWLayer
 from ..methods.kernel_warehouse.attention import AttentionConfig
+from ..methods.registry import Method, for_each_method
 from ..networks.replacing import PLAIN_LAYERS, PlainLayer, pad_to_ceil
 from . import optim_constructor  # noqa: F401
 from .scope import register_classifiers, register_scope
@@ -43,14 +43,15 @@ def norm_from_config(norm_cfg: Mapping[str, Any], width: int) -> nn.Module:
     return norm
 
 
+def register_layers(method: type[Method]) -> None:
+    """Register the layers of a method, so that ``conv_cfg=dict(type=...)`` finds them."""
+    for layer in method.layers.values():
+        MODELS.register_module(module=layer)
+
+
 def register() -> None:
     """Register what does not register itself when its module is imported. Call it once."""
-    # The layers themselves know nothing of OpenMMLab.
-    for layer in (
-        KWConv1d, KWConv2d, KWConv3d, KWLinear, ODConv2d, DYConv2d, CondConv2d, DCDConv2d,
-        CGConv2d, WeightNetConv2d,
-    ):  # fmt: skip
-        MODELS.register_module(module=layer)
+    for_each_method(register_layers)
     FUNCTIONS.register_module(module=keep_warehouses_whole)
     AttentionConfig.norm_from_config = staticmethod(norm_from_config)
     KWLayer.cure_of_plain_checkpoint = (

@@ -3,6 +3,7 @@
 from .attention import AttentionConfig, KernelAttention, mixture_attention
 from .folding import fold_attentions, unfold_attentions
 from .layers import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
+from .method import KernelWarehouse
 from .partition import KernelPartition, WarehousePartition, partition_kernels
 from .warehouse import Warehouse
 
@@ -15,6 +16,7 @@ __all__ = [
     'KWLinear',
     'KernelAttention',
     'KernelPartition',
+    'KernelWarehouse',
     'Warehouse',
     'WarehousePartition',
     'fold_attentions',

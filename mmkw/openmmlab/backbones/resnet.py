@@ -67,8 +67,9 @@ class KWResNet(WarehouseBackbone, ResNet):
             Defaults to ``'one_to_one'``.
         attention (dict | None): options of the attentions that differ from ``dict(reduction=1/16,
             norm_layer='BatchNorm1d')``, see
-            :class:`~mmkw.methods.kernel_warehouse.AttentionConfig`. Bottleneck networks with a budget below 1 also have ``basis_ratio=1/16`` unless it is
-            given (the released ResNet50 1/2x). Defaults to ``None``, none.
+            :class:`~mmkw.methods.kernel_warehouse.AttentionConfig`. Bottleneck networks with a
+            budget below 1 also have ``basis_ratio=1/16`` unless it is given (the released
+            ResNet50 1/2x). Defaults to ``None``, none.
         constant_drop_path (bool): whether all blocks drop their path with ``drop_path_rate``,
             as the released KW ResNets do, instead of a rate that grows with depth. Defaults to
             False.
