@@ -32,7 +32,6 @@ _WRAPPERS = ('KWBackbone', 'DynamicBackbone')
 _HOOKS_OF_ATTENTIONS = (
     'KWAttentionHook',
     'KWDisableAttentionInitHook',
-    'KWStartHook',
     'KWTemperatureHook',
 )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import is_number
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class AnnealedModule(nn.Module):
             as initialised.
         awaits_annealing: whether plain kernels were cut into cells while loading, and nothing has
             set the temperature since then.
+        origin: a number of the module that its deep copies share, such as those in averages.
     """
 
     temperature: Tensor
@@ -64,6 +68,7 @@ class AnnealedModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.origin = next(_numbers)
         self.register_buffer('temperature', torch.tensor(float(self.temperature_range.learned)))
 
     def set_temperature(self, value: float) -> None:

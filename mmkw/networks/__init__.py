@@ -3,14 +3,12 @@
 from .automatic import complete_plan, make_plan, plan_network, warehouse_network
 from .plan import WarehouseConfig, apply_plan, freeze_idle_warehouses, partition_network
 from .plan_table import NetworkPlan
-from .replacing import PLAIN_LAYERS, PlainLayer, match_layers, replace_layers
+from .replacing import match_layers, register_plain_layer, replace_layers
 from .tracing import LayerTrace, trace_layers
 
 __all__ = [
-    'PLAIN_LAYERS',
     'LayerTrace',
     'NetworkPlan',
-    'PlainLayer',
     'WarehouseConfig',
     'apply_plan',
     'complete_plan',
@@ -19,6 +17,7 @@ __all__ = [
     'match_layers',
     'partition_network',
     'plan_network',
+    'register_plain_layer',
     'replace_layers',
     'trace_layers',
     'warehouse_network',

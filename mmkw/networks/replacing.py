@@ -37,6 +37,18 @@ PLAIN_LAYERS: dict[type[nn.Module], PlainLayer] = {
 }
 
 
+def register_plain_layer(
+    kind: type[nn.Module], dimensions: int, pad_input: PadInput | None = None
+) -> None:
+    """Let dynamic layers replace another kind of plain layer.
+
+    Args:
+        kind: the class; it computes what the layer of ``torch.nn`` does, but for its padding.
+        dimensions, pad_input: see :class:`PlainLayer`.
+    """
+    PLAIN_LAYERS[kind] = PlainLayer(dimensions, pad_input)
+
+
 def pad_to_ceil(layer: DynamicConvNd, x: Tensor) -> Tensor:
     """Pad with zeros so that the output has ``ceil(size / stride)`` positions.
 

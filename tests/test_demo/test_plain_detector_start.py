@@ -17,7 +17,7 @@ train_cfg = dict(max_epochs=2)
 KW = """
 model = dict(backbone=dict(init_cfg=None))
 load_from = 'plain/epoch_2.pth'
-custom_hooks = [dict(type='KWStartHook', iters=60)]
+custom_hooks = [dict(type='KWTemperatureHook', iters=60)]
 """
 
 

@@ -66,7 +66,6 @@ class Recorder(Hook):
                 getattr(self, name).append(mmkw.get_temperature(part))
 
 
-START = dict(type='KWStartHook', epochs=1)
 HOLD = dict(type='KWDisableAttentionInitHook')
 ANNEAL = dict(type='KWTemperatureHook', epochs=1)
 FALLING, ZERO = [0.75, 0.5, 0.25, 0, 0, 0, 0, 0], [0] * 8
@@ -114,14 +113,14 @@ def kw_file(tmp_path):
 
 
 def test_from_scratch(tmp_path):
-    recorder, log = train(tmp_path, [START])
+    recorder, log = train(tmp_path, [ANNEAL])
     assert recorder.backbone == FALLING
     assert 'new weights, temperature annealed over 4 iterations: backbone.warehouses.' in log
 
 
 def test_from_a_kw_checkpoint(tmp_path, kw_file):
     backbone = dict(frozen_stages=1, norm_eval=True)
-    recorder, log = train(tmp_path, [START], backbone, load_from=kw_file)
+    recorder, log = train(tmp_path, [ANNEAL], backbone, load_from=kw_file)
     assert recorder.backbone == ZERO
     assert 'learned attentions, temperature held at 0: backbone.warehouses.' in log
     assert 'WARNING - mmkw' not in log
@@ -132,7 +131,7 @@ def test_changing_the_type_alone(tmp_path, plain_file):
     plain, init_cfg = plain_file
     with pytest.warns(UserWarning, match='plain kernels, which were cut into cells') as caught:
         settings = dict(init_cfg=init_cfg, frozen_stages=1, norm_eval=True)
-        recorder, log = train(tmp_path, [START], settings)
+        recorder, log = train(tmp_path, [ANNEAL], settings)
     assert len({str(w.message) for w in caught if 'plain kernels' in str(w.message)}) == 1
     assert recorder.backbone == FALLING
     assert log.count('plain kernels cut into cells, temperature annealed over 4 iterations') == 1
@@ -147,7 +146,7 @@ def test_changing_the_type_alone(tmp_path, plain_file):
     mmkw.set_temperature(network, 0)
     assert (network(x)[0] - plain(x)[0]).norm() < 0.02 * plain(x)[0].norm()
 
-    with pytest.raises(RuntimeError, match=r"nothing anneals .*dict\(type='KWStartHook', epochs="):
+    with pytest.raises(RuntimeError, match='nothing anneals .* KWTemperatureHook'):
         train(tmp_path, [], dict(init_cfg=init_cfg))
 
 
@@ -162,7 +161,7 @@ def test_a_plain_checkpoint_below_a_budget_of_1_or_of_another_width(plain_file):
 
 def test_resumed_amid_annealing(tmp_path, plain_file):
     _, init_cfg = plain_file
-    hook = dict(type='KWStartHook', epochs=2)
+    hook = dict(type='KWTemperatureHook', epochs=2)
     one = dict(by_epoch=True, max_epochs=1)
     first, _ = train(tmp_path, [hook], dict(init_cfg=init_cfg), train_cfg=one)
     second, log = train(tmp_path, [hook], dict(init_cfg=init_cfg), resume=True)
@@ -171,9 +170,9 @@ def test_resumed_amid_annealing(tmp_path, plain_file):
 
 
 def test_warehouses_in_the_neck_only_and_beside_a_trained_backbone(tmp_path, kw_file):
-    recorder, _ = train(tmp_path, [START], neck=KWConv2d(64, 4, 1), plain=True)
+    recorder, _ = train(tmp_path, [ANNEAL], neck=KWConv2d(64, 4, 1), plain=True)
     assert recorder.neck == FALLING
-    recorder, log = train(tmp_path, [START], neck=KWConv2d(64, 4, 1), load_from=kw_file)
+    recorder, log = train(tmp_path, [ANNEAL], neck=KWConv2d(64, 4, 1), load_from=kw_file)
     assert recorder.backbone == ZERO and recorder.neck == FALLING
     assert 'new weights, temperature annealed over 4 iterations: neck.warehouse.' in log
 
@@ -189,7 +188,7 @@ def test_averages_follow(tmp_path, kw_file):
             (hook,) = (h for h in runner.hooks if type(h).__name__ == 'EMAHook')
             temperatures.append({m.temperature.item() for m in annealed_modules(hook.ema_model)})
 
-    train(tmp_path, [START, dict(type='EMAHook'), Watch()], load_from=kw_file)
+    train(tmp_path, [ANNEAL, dict(type='EMAHook'), Watch()], load_from=kw_file)
     assert temperatures == [{0.0}] * 8
 
 
@@ -205,32 +204,30 @@ def test_a_file_without_weights_for_frozen_layers_is_refused(tmp_path, plain_fil
     """Such as that of a backbone, whose names lack the prefix that a detector's have."""
     message = r"load_from='.*plain.pth' has no weights for backbone.layer1.*plain_to_mmkw.py"
     with pytest.raises(ValueError, match=message):
-        train(tmp_path, [START], dict(frozen_stages=1), load_from=plain_file[1]['checkpoint'])
+        train(tmp_path, [ANNEAL], dict(frozen_stages=1), load_from=plain_file[1]['checkpoint'])
 
 
 @pytest.mark.parametrize(
-    ('hook', 'start', 'settings', 'message'),
+    ('hook', 'settings', 'message'),
     [
-        (HOLD, None, {}, 'are new, with random attentions, but the temperature is held at 0'),
-        (ANNEAL, None, dict(frozen_stages=1), 'are frozen with random weights, as no checkpoint'),
-        (ANNEAL, 'kw', {}, 'start from learned attentions .* which annealing disrupts'),
+        (HOLD, {}, 'are new, with random attentions, but the temperature is held at 0'),
+        (ANNEAL, dict(frozen_stages=1), 'are frozen with random weights, as no checkpoint'),
     ],
 )
-def test_other_contradictions_are_one_warning(tmp_path, kw_file, hook, start, settings, message):
-    load_from = kw_file if start == 'kw' else None
-    _, log = train(tmp_path, [hook], settings, load_from=load_from)
+def test_other_contradictions_are_one_warning(tmp_path, hook, settings, message):
+    _, log = train(tmp_path, [hook], settings)
     (warning,) = (line for line in log.splitlines() if 'WARNING - mmkw' in line)
     assert re.search(message, warning)
 
 
 def test_a_last_batch_of_one_image(tmp_path):
     """It does not stop training; batches of 1 throughout are warned of."""
-    recorder, log = train(tmp_path, [START], dict(norm_cfg=GROUPS), size=7)
+    recorder, log = train(tmp_path, [ANNEAL], dict(norm_cfg=GROUPS), size=7)
     assert len(recorder.backbone) == 8
     assert 'batch_size=1' not in log
-    _, log = train(tmp_path, [START], dict(norm_cfg=GROUPS), batch_size=1, size=2)
+    _, log = train(tmp_path, [ANNEAL], dict(norm_cfg=GROUPS), batch_size=1, size=2)
     assert log.count('mmkw: train_dataloader.batch_size=1') == 1
     assert "norm_layer='LayerNorm'" in log
     (tmp_path / 'layer').mkdir()
     layer_norm = dict(attention=dict(norm_layer='LayerNorm'), norm_cfg=GROUPS)
-    assert 'batch_size=1' not in train(tmp_path / 'layer', [START], layer_norm, batch_size=1)[1]
+    assert 'batch_size=1' not in train(tmp_path / 'layer', [ANNEAL], layer_norm, batch_size=1)[1]

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmcv.cnn import build_conv_layer
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmkw import KWConv2d
 from mmkw.methods.kernel_warehouse import KWLayer
 from mmkw.openmmlab.backbones import KWResNet
 
 
 def layer_with(norm_layer):
     torch.manual_seed(0)
-    return KWConv2d(8, 8, 3, attention=dict(norm_layer=norm_layer))
+    return build_conv_layer(dict(type='KWConv2d', attention=dict(norm_layer=norm_layer)), 8, 8, 3)
 
 
 @MODELS.register_module(force=True)
@@ -72,6 +72,39 @@ def test_norm_cfg_of_the_network(trained):
     assert all((attention.norm.weight.grad is not None) == trained for attention in attentions)
 
 
+PLAIN = dict(type='mmpretrain.ResNet', depth=18, base_channels=16, stem_channels=16)
+GROUPS = dict(attention=dict(norm_layer=dict(type='GN', num_groups=4)))
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        dict(type='KWResNet', depth=18, **GROUPS),
+        dict(type='KWConvNeXt', arch='atto', **GROUPS),
+        dict(type='KWMobileNetV2', **GROUPS),
+        dict(type='KWVisionTransformer', arch='deit-t', **GROUPS),
+        dict(type='KWLinearClsHead', num_classes=2, in_channels=16, **GROUPS),
+        dict(type='KWBackbone', backbone=PLAIN, warehouse=GROUPS),
+        dict(type='KWBackbone', backbone=PLAIN, plan=dict(one=dict(layers=['layer2.*'], **GROUPS))),
+        dict(
+            type='DynamicBackbone',
+            backbone=PLAIN,
+            layer=dict(type='KWConv2d', **GROUPS),
+            layers=['layer2.*'],
+        ),
+    ],
+    ids=lambda config: config['type'],
+)
+def test_norm_cfg_wherever_a_config_has_attentions(config):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        network = MODELS.build(config)
+    layers = [module for module in network.modules() if isinstance(module, KWLayer)]
+    assert layers
+    for layer in layers:
+        assert isinstance(layer.attention.norm, nn.GroupNorm)
+        assert layer.attention.norm.num_groups == 4
+
+
 @pytest.mark.parametrize(
     ('norm_layer', 'message'),
     [
@@ -79,7 +112,7 @@ def test_norm_cfg_of_the_network(trained):
         (dict(type='GN'), 'num_groups is missing'),
         (dict(type='Bn'), "no norm 'Bn' is registered"),
         (dict(type='LN', epz=1), "does not suit .* argument 'epz'"),
-        (dict(num_groups=4), "norm_layer must be .* norm_cfg, but got {'num_groups': 4}"),
+        (dict(num_groups=4), "norm_layer must be .* norm_cfg with .*, but got {'num_groups': 4}"),
         (dict(type='IN'), 'is a norm of maps'),
         ('BatchNorm2d', 'is a norm of maps'),
         ('GroupNorm', "norm_layer='GroupNorm' does not suit the 16 channels of an attention"),

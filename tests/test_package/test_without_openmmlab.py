@@ -45,7 +45,7 @@ for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'):
 import torch
 from torch import nn
 import mmkw
-import mmkw.kernel_warehouse, mmkw.planning, mmkw.dynamic_conv
+import mmkw.methods, mmkw.networks, mmkw.ops
 
 network = nn.Sequential(
     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),

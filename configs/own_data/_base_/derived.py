@@ -14,7 +14,7 @@ backbone = dict(
 )
 hooks = dict(
     custom=[
-        dict(type='KWStartHook', epochs=_base_.epochs / 4),
+        dict(type='KWTemperatureHook', epochs=_base_.epochs / 4),
         dict(type='ClassNamesHook'),
         dict(type='NumClassCheckHook'),
     ],

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import partial
-from typing import Any, Callable, ClassVar, Union
+from typing import Any, Callable, Union
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from ...ops.attention_functions import ATTENTION_FUNCTIONS, anneal, check_functi
 from ..attention_linear import AttentionLinear, normalise_hidden
 from .partition import KernelPartition, Ratio, as_fraction
 
-NormLayer = Union[str, Mapping[str, Any], Callable[[int], nn.Module]]
+NormLayer = Union[str, Callable[[int], nn.Module]]
 
 _MIN_HIDDEN = 16
 SCOPES = ('warehouse', 'mixture')
@@ -34,9 +33,9 @@ class AttentionConfig:
         reduction: hidden width relative to the layer's input channels. The width is at least 16.
             Defaults to 1/16.
         norm_layer: the norm of the hidden vector: a class of ``torch.nn`` by name, a callable that
-            takes the width, or, where OpenMMLab is installed, the ``norm_cfg`` of a network, such
-            as ``dict(type='SyncBN')`` or ``dict(type='GN', num_groups=4)``; ``'BN'`` is then the
-            batch norm of vectors. In training batch norm uses its running statistics for a batch
+            takes the width, or, in a config of OpenMMLab, the ``norm_cfg`` of a network, such as
+            ``dict(type='SyncBN')`` or ``dict(type='GN', num_groups=4)``; ``'BN'`` is then the batch
+            norm of vectors. In training batch norm uses its running statistics for a batch
             of a single sample; with such batches throughout, or many copies of an image in a
             batch, choose ``'LayerNorm'``. Defaults to ``'BatchNorm1d'``.
         basis_ratio: size of the non-local basis (the released ResNet50 1/2x). Only the layer's own
@@ -66,8 +65,6 @@ class AttentionConfig:
     function: str = 'caf'
     scope: str = 'warehouse'
     od_heads: bool = False
-    # Makes the norm of a `norm_cfg` for a width. `mmkw.openmmlab.registration` sets it.
-    norm_from_config: ClassVar[Callable[[Mapping[str, Any], int], nn.Module] | None] = None
 
     def __post_init__(self) -> None:
         as_fraction('reduction', self.reduction)
@@ -131,17 +128,15 @@ class AttentionConfig:
         return norm
 
     def _norm_factory(self) -> Callable[[int], nn.Module]:
-        norm_layer, from_config = self.norm_layer, type(self).norm_from_config
+        norm_layer = self.norm_layer
         if callable(norm_layer):
             return norm_layer
-        if isinstance(norm_layer, Mapping) and 'type' in norm_layer and from_config is not None:
-            return partial(from_config, norm_layer)
         found = getattr(nn, norm_layer, None) if isinstance(norm_layer, str) else None
         if found is None:
             raise ValueError(
                 f"norm_layer must be a norm of torch.nn, such as 'BatchNorm1d', 'SyncBatchNorm' or "
-                f"'LayerNorm', a callable that takes the width, or with OpenMMLab a norm_cfg, but "
-                f'got {norm_layer!r}'
+                f"'LayerNorm', a callable that takes the width, or in conv_cfg and "
+                f'backbones of OpenMMLab a norm_cfg with its type, but got {norm_layer!r}'
             )
         return found
 

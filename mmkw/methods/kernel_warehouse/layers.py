@@ -17,6 +17,11 @@ from .folding import FoldableLayer
 from .partition import CellRatio, KernelPartition, Ratio, partition_kernels
 from .warehouse import Warehouse
 
+_WAY_TO_ANNEAL = (
+    'anneal the temperature with KWTemperatureHook, or call mmkw.set_temperature before each '
+    'iteration'
+)
+
 
 class KWLayer(FoldableLayer):
     """What KW convolutions and linear layers have in common: a warehouse and an attention.
@@ -25,16 +30,7 @@ class KWLayer(FoldableLayer):
         warehouse: the cells and the temperature; a submodule where the layer owns it.
         partition: the layer's mixtures and own cells; ``None`` before a plan gave it a warehouse.
         attention: computes ``alpha`` of Eq. 4; ``None`` before a plan gave the layer a warehouse.
-        cure_of_plain_checkpoint: class attribute, what to do about a checkpoint of a plain network
-            where the budget is below 1, for the error message; :mod:`mmkw.openmmlab` knows more.
-        way_to_anneal: class attribute, the same for layers that start from plain kernels.
     """
-
-    cure_of_plain_checkpoint = (
-        'choose a budget of at least 1, load the checkpoint of a KernelWarehouse network, or train '
-        'from scratch'
-    )
-    way_to_anneal = 'call mmkw.set_temperature before each iteration'
 
     partition: KernelPartition | None = None
 
@@ -112,7 +108,7 @@ class KWLayer(FoldableLayer):
             raise RuntimeError(
                 f'{self.title()} started from a plain kernel of the checkpoint, cut into cells, '
                 f'and nothing anneals the temperature, so its attention would never be used; '
-                f'{self.way_to_anneal}'
+                f'{_WAY_TO_ANNEAL}'
             )
         cells = self.warehouse()
         hidden = self.attention.hidden(pooled)
@@ -178,7 +174,8 @@ class KWLayer(FoldableLayer):
         if difference := self.difference_from_plain():
             raise ValueError(
                 f'the checkpoint holds a plain kernel, {prefix}weight, where the model has a '
-                f'KernelWarehouse layer {difference}; {self.cure_of_plain_checkpoint}'
+                f'KernelWarehouse layer {difference}; choose a budget of at least 1, load the '
+                f'checkpoint of a KernelWarehouse network, or train from scratch'
             )
         shape = self.kernel_shape
         # Linear layers and 1 x 1 convolutions may stand for each other.
@@ -191,7 +188,7 @@ class KWLayer(FoldableLayer):
         self.attention.start_one_to_one()
         warnings.warn(
             f'The checkpoint holds plain kernels, which were cut into cells. The temperature is '
-            f'1, at which the network is the plain one; to train it, {self.way_to_anneal}.',
+            f'1, at which the network is the plain one; to train it, {_WAY_TO_ANNEAL}.',
             stacklevel=2,
         )
         # They have no part in the output yet, and the plain network has none.

@@ -15,6 +15,7 @@ from ...arguments import check_names, checks_arguments_of
 from ...networks import NetworkPlan, make_plan, plan_network
 from ...networks.plan import WarehouseConfig, apply_plan
 from ...networks.plan import freeze_idle_warehouses as freeze_idle
+from ..attention_norms import options_from_config
 from .conv_types import naming_conv_types
 from .layer_depth import WarehouseDepths
 
@@ -117,7 +118,9 @@ def backbone_plan(
     input_shape: Sequence[int] = (3, 224, 224),
 ) -> NetworkPlan:
     """The plan of a KWBackbone with these arguments for a plain backbone; changes nothing."""
-    options = dict(warehouse or {})
+    options = options_from_config(warehouse or {})
+    if plan is not None:
+        plan = {name: options_from_config(config) for name, config in plan.items()}
     known = _AUTOMATIC_OPTIONS if plan is None else _DEFAULTS
     owner = f'warehouse of KWBackbone {"without" if plan is None else "with"} a plan'
     check_names(owner, options, known, 'option')

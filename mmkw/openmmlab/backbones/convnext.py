@@ -13,6 +13,7 @@ from ...methods.kernel_warehouse.attention import AttentionConfig, AttentionOpti
 from ...methods.kernel_warehouse.partition import Ratio, as_fraction
 from ...methods.loaded import tensor_of
 from ...networks.plan import Plan, WarehouseConfig, apply_plan
+from ..attention_norms import attention_from_config
 from .base import WarehouseBackbone
 
 
@@ -111,7 +112,9 @@ def convnext_plan(
             f'but got {blocks_per_warehouse!r}'
         )
 
-    attention = AttentionConfig.of(attention, reduction=1 / 32, norm_layer='LayerNorm')
+    attention = AttentionConfig.of(
+        attention_from_config(attention), reduction=1 / 32, norm_layer='LayerNorm'
+    )
 
     def config(names: list[str], own_budget: Ratio) -> WarehouseConfig:
         return WarehouseConfig(names, budget=own_budget, attention=attention)

@@ -24,6 +24,7 @@ from ...methods.base import DynamicLayer
 from ...methods.cond_conv import share_routing
 from ...methods.kernel_warehouse.layers import KW_LAYERS
 from ...networks.replacing import match_layers, replace_layers, some_of
+from ..attention_norms import options_from_config
 from .any_backbone import build_plain
 
 # The layers of each method by their number of spatial dimensions; 0 for linear ones. A method goes
@@ -79,7 +80,7 @@ def build_dynamic_backbone(
             nothing, no layer is left to replace or one is matched twice, or the method has no layer
             for a matched one.
     """
-    options = dict(layer)
+    options = dict(options_from_config(layer))
     method = options.pop('type', None)
     if method not in METHODS:
         raise ValueError(

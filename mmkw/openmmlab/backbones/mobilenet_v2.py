@@ -13,6 +13,7 @@ from ...arguments import checks_arguments
 from ...methods.kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ...methods.kernel_warehouse.partition import Ratio, as_fraction
 from ...networks.plan import Plan, WarehouseConfig, apply_plan
+from ..attention_norms import attention_from_config
 from .base import WarehouseBackbone
 
 # The stage of each group of blocks, layer1 to layer7; the last convolution belongs to the last.
@@ -89,7 +90,7 @@ def mobilenet_v2_plan(
     """
     cells_per_mixture = as_fraction('budget', budget)
     attention = AttentionConfig.of(
-        attention, reduction=1 / 16 if cells_per_mixture >= 1 else 1 / 32
+        attention_from_config(attention), reduction=1 / 16 if cells_per_mixture >= 1 else 1 / 32
     )
     layers: dict[str, list[str]] = {}
     for name, module in network.named_modules():

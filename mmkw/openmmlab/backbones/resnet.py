@@ -15,6 +15,7 @@ from ...methods.kernel_warehouse.attention import AttentionConfig, AttentionOpti
 from ...methods.kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ...networks.plan import Plan, WarehouseConfig, apply_plan
 from ...networks.replacing import kernel_shape_of
+from ..attention_norms import attention_from_config
 from .base import WarehouseBackbone
 
 # What mmdet.ResNet takes and mmpretrain.ResNet does not, with the fix for those who use it.
@@ -112,7 +113,9 @@ class KWResNet(WarehouseBackbone, ResNet):
         if budget is None:
             return
         has_basis = self.block is Bottleneck and as_fraction('budget', budget) < 1
-        attention = AttentionConfig.of(attention, basis_ratio=1 / 16 if has_basis else None)
+        attention = AttentionConfig.of(
+            attention_from_config(attention), basis_ratio=1 / 16 if has_basis else None
+        )
         if sharing == 'none':
             attention = replace(attention, scope='mixture')
         plan = resnet_plan(

@@ -12,6 +12,7 @@ from ...methods.kernel_warehouse.attention import AttentionConfig, AttentionOpti
 from ...methods.kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ...methods.loaded import tensor_of
 from ...networks.plan import Plan, WarehouseConfig, apply_plan
+from ..attention_norms import attention_from_config
 from .base import WarehouseBackbone
 
 
@@ -193,7 +194,7 @@ def vision_transformer_plan(
             names,
             budget=budgets[warehouse.rstrip('0123456789')],
             cell_ratio=cell_ratio,
-            attention=AttentionConfig.of(attention, norm_layer='LayerNorm'),
+            attention=AttentionConfig.of(attention_from_config(attention), norm_layer='LayerNorm'),
         )
 
     return {warehouse: config(warehouse, names) for warehouse, names in layers.items()}

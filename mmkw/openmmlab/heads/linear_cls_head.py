@@ -9,6 +9,7 @@ from ...arguments import checks_arguments
 from ...methods.kernel_warehouse.attention import AttentionOptions
 from ...methods.kernel_warehouse.layers import KWLinear
 from ...methods.kernel_warehouse.partition import CellRatio, Ratio
+from ..attention_norms import attention_from_config
 
 
 @MODELS.register_module()
@@ -49,5 +50,5 @@ class KWLinearClsHead(LinearClsHead):
             num_classes,
             budget=budget,
             cell_ratio=cell_ratio,
-            attention=attention,
+            attention=attention_from_config(attention),
         )

@@ -4,7 +4,6 @@ from .attention_hook import KWAttentionHook
 from .class_names_hook import ClassNamesHook
 from .finite_loss_hook import FiniteLossHook
 from .resume_hooks import SeedHook, WholeEpochHook
-from .start_hook import KWStartHook
 from .temperature_hook import KWDisableAttentionInitHook, KWTemperatureHook
 
 __all__ = [
@@ -12,7 +11,6 @@ __all__ = [
     'FiniteLossHook',
     'KWAttentionHook',
     'KWDisableAttentionInitHook',
-    'KWStartHook',
     'KWTemperatureHook',
     'SeedHook',
     'WholeEpochHook',

@@ -1,9 +1,10 @@
-"""Whether what a training run starts from and how it trains go together."""
+"""What a training run starts from: what it means for the temperature, and what cannot be right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -22,48 +23,67 @@ def starts_from_plain(module: AnnealedModule) -> bool:
     return module.awaits_annealing or (plain is not None and module.loaded_temperature == plain)
 
 
-def check_start(
-    runner: Runner, modules: Sequence[AnnealedModule], annealed: Sequence[bool]
-) -> None:
-    """Compare where the weights came from with what becomes of the temperature.
+def describe_start(module: AnnealedModule) -> str:
+    """Where the weights of a module come from, for the log."""
+    if starts_from_plain(module):
+        return 'plain kernels cut into cells'
+    if module.loaded_temperature is None:
+        return 'new weights'
+    if module.loaded_temperature == module.temperature_range.learned:
+        return 'learned attentions'
+    return 'attentions amid annealing'
 
-    ================  ===========  ===========================================================
-    weights           temperature  verdict
-    ================  ===========  ===========================================================
-    plain             held (0)     error: that is for learned attentions, but there are none
-    plain             annealed     right; frozen layers stay those of the plain network
-    new               held (0)     warning: training from scratch anneals
-    new               any          layers that are frozen stay random: error if a checkpoint was
-                                   given, which then does not fit, else a warning
-    with attentions   annealed     warning: what they learned is lost
-    with attentions   held (0)     right
-    ================  ===========  ===========================================================
+
+def averaged_copies(*models: nn.Module) -> set[AnnealedModule]:
+    """The modules inside the averages that a model has of its parts, such as MoCo's encoder."""
+    averages = (
+        module
+        for model in models
+        for module in model.modules()
+        if isinstance(module, BaseAveragedModel)
+    )
+    return {m for average in averages for m in average.modules() if isinstance(m, AnnealedModule)}
+
+
+def names_of(runner: Runner, modules: Sequence[AnnealedModule]) -> str:
+    """The first names of these modules in the model of the runner."""
+    names = {module: name for name, module in runner.model.named_modules()}
+    return some_of([names[module] or type(module).__name__ for module in modules], limit=3)
+
+
+def check_start(
+    runner: Runner, modules: Sequence[AnnealedModule], held: Sequence[AnnealedModule]
+) -> None:
+    """Compare where the weights came from with what becomes of them.
+
+    ================  ==========================  =============================================
+    weights           temperature held at 0       layers that are frozen
+    ================  ==========================  =============================================
+    new               warning: training from      would stay random: error if a checkpoint was
+                      scratch anneals             given, which then does not fit, else a warning
+    plain             error: that is for learned  right: they stay those of the plain network
+                      attentions, there are none
+    with attentions   right                       right
+    ================  ==========================  =============================================
 
     Args:
         runner: for the model and the log.
         modules: those of the model that have a temperature.
-        annealed: whether the temperature of each is annealed.
+        held: those of which the temperature is held.
 
     Raises:
         ValueError: see the table.
     """
-    names = {module: name for name, module in runner.model.named_modules()}
-    plain = [module for module in modules if starts_from_plain(module)]
-    new = [m for m in modules if m not in plain and m.loaded_temperature is None]
-    is_annealed = dict(zip(modules, annealed))
-
-    def some(found: Sequence[AnnealedModule]) -> str:
-        return some_of([names[module] or type(module).__name__ for module in found], limit=3)
-
-    held = [module for module in plain if not is_annealed[module]]
-    if held:
+    plain = [module for module in held if starts_from_plain(module)]
+    if plain:
         raise ValueError(
-            f'{some(held)} start from plain weights (temperature 1), so that their attentions '
-            f'have learned nothing yet, but the temperature would be held at '
-            f'{held[0].temperature_range.learned:g}, which is for attentions that have. Anneal it: '
-            f"replace KWDisableAttentionInitHook in custom_hooks by dict(type='KWStartHook', "
-            f'epochs=...)'
+            f'{names_of(runner, plain)} start from plain weights (temperature 1), so that their '
+            f'attentions have learned nothing yet, but the temperature would be held at '
+            f'{plain[0].temperature_range.learned:g}, which is for attentions that have. Anneal '
+            f'it: replace KWDisableAttentionInitHook in custom_hooks by '
+            f"dict(type='KWTemperatureHook', epochs=...)"
         )
+    new = [m for m in modules if m.loaded_temperature is None and not starts_from_plain(m)]
     frozen = _frozen_layers(runner.model, new)
     if frozen and runner._load_from:
         raise ValueError(
@@ -77,36 +97,37 @@ def check_start(
             f'mmkw: {some_of(frozen, limit=3)} are frozen with random weights, as no checkpoint '
             f'was loaded into them; {UNFREEZE}, or start from a checkpoint (load_from)'
         )
-    held = [module for module in new if not is_annealed[module]]
-    if held:
+    held_new = [module for module in new if module in held]
+    if held_new:
         runner.logger.warning(
-            f'mmkw: {some(held)} are new, with random attentions, but the temperature is held at '
-            f'{held[0].temperature_range.learned:g}. When trained from scratch it should be '
-            f"annealed: dict(type='KWStartHook', epochs=...) in custom_hooks"
-        )
-    lost = [
-        module
-        for module in modules
-        if is_annealed[module] and module.loaded_temperature == module.temperature_range.learned
-    ]
-    if lost:
-        runner.logger.warning(
-            f'mmkw: {some(lost)} start from learned attentions (temperature '
-            f'{lost[0].temperature_range.learned:g}), which annealing disrupts. For fine-tuning '
-            f"take dict(type='KWStartHook', epochs=...) or "
-            f"dict(type='KWDisableAttentionInitHook') in custom_hooks"
+            f'mmkw: {names_of(runner, held_new)} are new, with random attentions, but the '
+            f'temperature is held at {held_new[0].temperature_range.learned:g}. When trained from '
+            f"scratch it should be annealed: dict(type='KWTemperatureHook', epochs=...) in "
+            f'custom_hooks'
         )
     _check_batches(runner)
 
 
 def _frozen_layers(model: nn.Module, modules: Sequence[AnnealedModule]) -> list[str]:
-    """Layers with frozen attentions that draw on one of these warehouses."""
+    """Layers that stay as they are, with frozen attentions for one of these warehouses.
+
+    Not those of a teacher, which its student changes, though only the algorithm knows how: a part
+    of the model in which the layer has the same name as a trained one in another part.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, KWLayer)}
+    trained = {
+        name
+        for name, layer in layers.items()
+        if any(parameter.requires_grad for parameter in layer.attention.parameters())
+    }
+    students = {name.partition('.')[2] for name in trained}
     return [
         name
-        for name, layer in model.named_modules()
-        if isinstance(layer, KWLayer)
-        and layer.warehouse in modules
-        and not any(parameter.requires_grad for parameter in layer.attention.parameters())
+        for name, layer in layers.items()
+        if layer.warehouse in modules
+        and name not in trained
+        and name.partition('.')[2] not in students
     ]
 
 

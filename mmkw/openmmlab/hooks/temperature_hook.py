@@ -10,7 +10,13 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...arguments import checks_arguments, is_number, is_whole_number
 from ...methods.temperature import AnnealedModule, TemperatureRange, annealed_modules
-from .start_checks import check_start
+from .start_checks import (
+    averaged_copies,
+    check_start,
+    describe_start,
+    names_of,
+    starts_from_plain,
+)
 
 
 class TemperatureHook(Hook):
@@ -52,24 +58,30 @@ class TemperatureHook(Hook):
                 f'only one hook can set the temperature, but custom_hooks has {rivals}; remove '
                 f'one of them'
             )
-        models = [runner.model]
-        # A running mean of this buffer would lag behind, with EMAHook(update_buffers=True).
-        models += [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
-        modules = [annealed_modules(model) for model in models]
-        self._range: TemperatureRange = modules[0][0].temperature_range
-        annealed = [self.anneals(module) for module in modules[0]]
-        self._annealed: list[AnnealedModule] = []
-        self._held: list[AnnealedModule] = []
-        # The copy of the model for averages was made before the weights were loaded.
-        for same in modules:
-            for module, is_annealed in zip(same, annealed):
-                (self._annealed if is_annealed else self._held).append(module)
-        # Not of resume=True, which starts anew where there is nothing to resume.
+        copies = averaged_copies(
+            runner.model, *[hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
+        )
+        found = annealed_modules(runner.model)
+        self._range: TemperatureRange = found[0].temperature_range
+        modules = [module for module in found if module not in copies]
+        self._annealed = [module for module in modules if self.anneals(module)]
+        self._held = [module for module in modules if module not in self._annealed]
+        # Not after resuming; with resume=True and nothing to resume a run starts anew.
         if runner.iter == 0:
-            check_start(runner, modules[0], annealed)
+            check_start(runner, modules, self._held)
+        self._log_start(runner)
+        # Averages follow what they are made of. They were copied before weights were loaded, and a
+        # running mean of the temperature would lag behind.
+        origins = {module.origin for module in self._annealed}
+        for copy in copies:
+            (self._annealed if copy.origin in origins else self._held).append(copy)
 
     def anneals(self, module: AnnealedModule) -> bool:
         """Whether the temperature of the module is annealed; otherwise it is held."""
+        raise NotImplementedError
+
+    def _log_start(self, runner: Runner) -> None:
+        """Say what becomes of the temperature."""
         raise NotImplementedError
 
     def _set(self, runner: Runner, value: float) -> None:
@@ -83,7 +95,7 @@ class TemperatureHook(Hook):
 
 @HOOKS.register_module()
 class KWTemperatureHook(TemperatureHook):
-    r"""Anneals the temperature linearly, iteration by iteration.
+    r"""Anneals the temperature of attentions that are to be learned, linearly by iteration.
 
     .. math:: \tau_t = \mathrm{begin} + (\mathrm{end} - \mathrm{begin}) \min(t / T, 1)
 
@@ -92,15 +104,31 @@ class KWTemperatureHook(TemperatureHook):
     iterations of one optimizer step share the value of the last, as in the same run with the
     larger batch. The message hub shows it as ``train/temperature``.
 
+    What a warehouse starts from decides whether it is annealed, and the log says once which do
+    what:
+
+    ==========================================  ================================================
+    a warehouse that                            its temperature
+    ==========================================  ================================================
+    is new, starts from plain kernels, or       annealed
+    comes from amid its annealing
+    has learned attentions (temperature 0 in    held at 0, as annealing would disrupt them
+    the checkpoint, or none)
+    is in a moving average of the model         that of the warehouse of which it is the average
+    ==========================================  ================================================
+
+    So the same config serves a detector from plain weights, from a KW checkpoint and from nothing,
+    and one whose neck alone has warehouses.
+
     KernelWarehouse anneals from 1 to 0, the defaults. ODConv and DY-Conv divide logits by their
-    temperature and anneal from 30 to 1::
+    temperature and anneal from 30 to 1, where attentions are learned ones::
 
         custom_hooks = [dict(type='KWTemperatureHook', begin=30, end=1, epochs=10)]
 
     Args:
         epochs (float, optional): epochs over which to anneal. KernelWarehouse takes 10 (SGD, 100
             epochs), 15 (MobileNetV2, as released) or 20 (AdamW, 300 epochs); ODConv and DY-Conv
-            take 10.
+            take 10. About 2 suit a start from plain kernels.
         iters (int, optional): iterations instead of epochs; give one of the two.
         begin (float): temperature before the first iteration. Defaults to 1.
         end (float): temperature from iteration ``T`` on. Defaults to 0.
@@ -135,12 +163,9 @@ class KWTemperatureHook(TemperatureHook):
         self.end = end
 
     def anneals(self, module: AnnealedModule) -> bool:
-        return True
+        return starts_from_plain(module) or module.loaded_temperature != self._range.learned
 
     def _prepare(self, runner: Runner) -> None:
-        super()._prepare(runner)
-        for name in ('begin', 'end'):
-            self._range.check(f'{name} of KWTemperatureHook', getattr(self, name))
         if self.epochs is None:
             self._last_iter: float = self.iters
         elif isinstance(runner.train_loop, EpochBasedTrainLoop):
@@ -150,6 +175,19 @@ class KWTemperatureHook(TemperatureHook):
                 f'KWTemperatureHook(epochs={self.epochs}) needs a training loop that counts '
                 f'epochs, but got {type(runner.train_loop).__name__}; give iters instead'
             )
+        super()._prepare(runner)
+        for name in ('begin', 'end'):
+            self._range.check(f'{name} of KWTemperatureHook', getattr(self, name))
+
+    def _log_start(self, runner: Runner) -> None:
+        annealed = f'temperature annealed over {self._last_iter:g} iterations'
+        held = f'temperature held at {self._range.learned:g}'
+        for modules, fate in ((self._annealed, annealed), (self._held, held)):
+            starts: dict[str, list[AnnealedModule]] = {}
+            for module in modules:
+                starts.setdefault(describe_start(module), []).append(module)
+            for start, same in starts.items():
+                runner.logger.info(f'mmkw: {start}, {fate}: {names_of(runner, same)}.')
 
     def temperature(self, runner: Runner) -> float:
         step = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
@@ -177,6 +215,8 @@ class KWDisableAttentionInitHook(TemperatureHook):
     def _prepare(self, runner: Runner) -> None:
         super()._prepare(runner)
         self._set(runner, self._range.learned)
+
+    def _log_start(self, runner: Runner) -> None:
         runner.logger.info(
             f'mmkw: the temperature is held at {self._range.learned:g} (learned attentions).'
         )
