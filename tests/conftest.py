@@ -3,7 +3,6 @@ import sys
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -40,29 +39,33 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def fast_mmengine():
+def quick_configs():
     """Leave out what MMEngine does again and again.
 
-    For every file of MMPretrain or MMDetection that a config inherits, it looks for the package and
-    parses the metadata of all its models; a run formats its config four times; and every data set
-    makes the garbage collector look at everything.
+    For every file of MMPretrain or MMDetection that a config inherits, it parses the metadata of
+    all the package's models; and a run formats its config four times.
     """
     # Not above: the process that starts pytest-xdist's workers reads this file first.
-    from mmengine.config import config, utils
-    from mmengine.dataset import base_dataset
+    from mmengine.config import Config
+    from mmengine.fileio import YamlHandler, register_handler
 
+    parse = cache(YamlHandler().load_from_fileobj)
+    format_config = Config.pretty_text.fget
     formatted = {}
 
-    def format_once(text, format_code=config.FormatCode, **options):
-        if text not in formatted:
-            formatted[text] = format_code(text, **options)
-        return formatted[text]
+    @register_handler(['yml', 'yaml'])
+    class ParsingOnce(YamlHandler):
+        def load_from_fileobj(self, file):
+            return parse(file.read())
+
+    def format_once(config):
+        content = repr(config)
+        if content not in formatted:
+            formatted[content] = format_config(config)
+        return formatted[content]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, 'load', cache(utils.load))
-        patch.setattr(config, 'is_installed', cache(config.is_installed))
-        patch.setattr(config, 'FormatCode', format_once)
-        patch.setattr(base_dataset, 'gc', SimpleNamespace(collect=lambda: 0))
+        patch.setattr(Config, 'pretty_text', property(format_once))
         yield
 
 

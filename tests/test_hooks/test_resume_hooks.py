@@ -83,7 +83,7 @@ def train(work_dir, workers, **options):
     runner.train()
     if isinstance(runner.train_loop, IterBasedTrainLoop):
         # Ends its workers. Where the garbage collector ends them, it waits five seconds for each.
-        runner.train_loop.dataloader_iterator.close()
+        runner.train_loop.dataloader_iterator = None
     return runner.model
 
 

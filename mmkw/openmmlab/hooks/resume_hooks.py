@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator
 
@@ -70,7 +69,7 @@ class SeedHook(Hook):
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop):
             # No hook runs between the batches that a resumed run skips and the one that it takes.
-            loop.dataloader_iterator = _seeding(loop.dataloader_iterator, runner.seed)
+            loop.dataloader_iterator = _SeededBatches(loop.dataloader_iterator, runner.seed)
         elif not isinstance(loop, EpochBasedTrainLoop):
             raise ValueError(
                 f'SeedHook needs an EpochBasedTrainLoop or IterBasedTrainLoop, but got '
@@ -83,11 +82,30 @@ class SeedHook(Hook):
             _seed(runner.seed, runner.epoch)
 
 
-def _seeding(batches: Iterator, run_seed: int) -> Iterator:
+class _SeededBatches:
     """The same batches, each of which is taken with seeds of its own."""
-    for iteration in itertools.count():
-        _seed(run_seed, iteration)
-        yield next(batches)
+
+    def __init__(self, batches: Iterator, run_seed: int) -> None:
+        self._batches = batches
+        self._run_seed = run_seed
+        self._taken = 0
+
+    def __iter__(self) -> _SeededBatches:
+        return self
+
+    def __next__(self) -> object:
+        _seed(self._run_seed, self._taken)
+        self._taken += 1
+        return next(self._batches)
+
+    def skip_iter(self, count: int) -> None:
+        """Take and drop what a resumed run has seen; onedl-mmengine's loop asks for it.
+
+        Its own iterator moves the sampler on instead, without loading. That would be quicker, but
+        the random generators of worker processes would not get to where they were.
+        """
+        for _ in range(count):
+            next(self)
 
 
 def _seed(run_seed: int, step: int) -> None:
