@@ -82,11 +82,11 @@ def own_default_scope():
 @pytest.fixture(params=[2**24, 1], ids=['one block', 'blocks'])
 def blocks(request, monkeypatch):
     """Kernels of all samples and rows at once, or of one sample and a few rows."""
-    from mmkw.ops import blockwise
+    from mmkw.ops import convolution
 
-    monkeypatch.setitem(blockwise.BLOCK_BYTES, 'cpu', request.param)
+    monkeypatch.setitem(convolution.BLOCK_BYTES, 'cpu', request.param)
     if request.param == 1:
-        monkeypatch.setattr(blockwise, 'MIN_ROWS', 4)
+        monkeypatch.setattr(convolution, 'MIN_ROWS', 4)
 
 
 @pytest.fixture

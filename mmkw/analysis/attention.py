@@ -117,9 +117,9 @@ class AttentionRecorder:
                 x = inputs[0]
                 if not len(x):
                     return
-                is_linear = isinstance(layer, DynamicLinear)
-                pooled = layer.tokens(x).mean(1) if is_linear else layer.pool(x)
-                weights = layer.mix(pooled).coefficients.double()
+                if isinstance(layer, DynamicLinear):
+                    x = layer.tokens(x).transpose(1, 2)
+                weights = layer.mix(layer.pool(x)).coefficients.double()
             self._add(self._sums.setdefault(name, _Sums()), layer, weights)
 
         return add

@@ -9,8 +9,7 @@ from typing import Callable
 
 from torch import nn
 
-from ..methods.attention_linear import AttentionLinear
-from ..methods.base import DynamicLayer
+from ..methods.base import AttentionLinear, DynamicLayer
 
 _Conv = nn.modules.conv._ConvNd
 _ConvTranspose = nn.modules.conv._ConvTransposeNd

@@ -1,16 +1,30 @@
-"""The public base of layers that convolve each sample with its own kernel."""
+"""The public base of layers that convolve each sample with its own kernel.
+
+:meth:`DynamicConvNd.forward` and :meth:`DynamicLinear.forward` are the only forward passes of all
+methods. They check the input, pool and pad it, and leave one hook to the method::
+
+    class MyConv2d(DynamicConvNd):
+        plain_type = nn.Conv2d
+
+        def mix(self, pooled):  # where each kernel is mixed from a bank of tensors
+            return Mixture(self.attention(pooled), self.weight, layout)
+
+        def convolve(self, x, pooled, **geometry):  # or else: any computation around a convolution
+            ...
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Callable, Union
+from typing import Any, Callable, Union
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..ops.mixing import Mixture, Shape, assemble_kernels
+from ..ops.mixing import Mixture, Shape, assemble_kernels, scale_channels
 from ..ops.routes import dynamic_conv
 
 IntOrTuple = Union[int, tuple[int, ...]]
@@ -21,8 +35,8 @@ class DynamicLayer(nn.Module):
     """A convolution or linear layer with another kernel for every sample.
 
     A method derives from :class:`DynamicConvNd` or :class:`DynamicLinear` and implements
-    :meth:`mix`; what is computed outside of the kernels, such as scales of the input's channels,
-    goes into :meth:`convolve`.
+    :meth:`mix`, or :meth:`convolve` where kernels are not mixed from a bank. An attention that
+    sees more of the input than its mean over positions has a :meth:`pool` of its own.
 
     Args:
         in_channels: channels of the input, over all groups.
@@ -69,34 +83,35 @@ class DynamicLayer(nn.Module):
         """Whether the layer cannot compute before a plan completes it."""
         return False
 
-    def mix(self, pooled: Tensor) -> Mixture:
+    def pool(self, x: Tensor) -> Any:
+        """What the attention sees of ``(N, in_channels, *size)``, before padding.
+
+        By default the mean over the positions, ``(N, in_channels)``.
+        """
+        return x.flatten(2).mean(-1)
+
+    def mix(self, pooled: Any) -> Mixture:
         """What the kernels are mixed from.
 
         Args:
-            pooled: the input averaged over its positions, shape ``(N, in_channels)``.
+            pooled: from :meth:`pool`.
         """
         raise NotImplementedError
 
-    def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
+    def convolve(self, x: Tensor, pooled: Any, **geometry) -> Tensor:
         """Convolve with the kernels for the pooled input, and add the bias.
 
         Args:
             x: shape ``(N, in_channels, *size)``, already padded where the layer pads by itself.
-            pooled: the input averaged over its positions, shape ``(N, in_channels)``.
+            pooled: from :meth:`pool`.
             geometry: stride, padding, dilation and groups.
         """
         return dynamic_conv(x, self.mix(pooled), self.bias, **geometry)
 
-    def record_call(self, x: Proxy) -> Proxy:
-        """Record a call of the layer in a graph of ``torch.fx``, in which it is one node.
-
-        What it computes depends on the shape of its input, which a graph does not know.
-        """
-        return x.tracer.create_proxy('call_module', x.tracer.path_of_module(self), (x,), {})
-
-    def sample_kernels(self, pooled: Tensor) -> Tensor:
-        """The kernels for the pooled input, ``(N, *kernel_shape)``."""
-        return assemble_kernels(*self.mix(pooled))
+    def sample_kernels(self, pooled: Any) -> Tensor:
+        """The kernels for the pooled input, ``(N, *kernel_shape)``, with all factors."""
+        mixture = self.mix(pooled)
+        return scale_channels(assemble_kernels(mixture), mixture, self.groups)
 
     @property
     def mixing_operations(self) -> int:
@@ -188,7 +203,7 @@ class DynamicConvNd(DynamicLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
         if isinstance(x, Proxy):
-            return self.record_call(x)
+            return record_call(self, x)
         self.check_input(x)
         padded = self.pad(x)
         self.check_size(x, padded)
@@ -196,10 +211,6 @@ class DynamicConvNd(DynamicLayer):
             padded, self.pool(x), stride=self.stride, padding=self.conv_padding,
             dilation=self.dilation, groups=self.groups,
         )  # fmt: skip
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Average over the positions, ``(N, in_channels)``."""
-        return x.flatten(2).mean(-1)
 
     def pad(self, x: Tensor) -> Tensor:
         """Apply the padding that the convolution itself does not."""
@@ -260,17 +271,20 @@ class DynamicLinear(DynamicLayer):
 
     def kernels(self, x: Tensor) -> Tensor:
         """The weights for ``x``, shape ``(N, out_features, in_features)``."""
-        return self.sample_kernels(self.tokens(x).mean(1)).squeeze(-1)
+        return self.sample_kernels(self.pool(self.tokens(x).transpose(1, 2))).squeeze(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, *, in_features)`` to ``(N, *, out_features)``."""
         if isinstance(x, Proxy):
-            return self.record_call(x)
+            return record_call(self, x)
         tokens = self.tokens(x)
         if x.numel() == 0:
             # Samples without tokens have no mean, and all are as empty as no samples.
             tokens = tokens.reshape(0, 1, self.in_features)
-        y = self.convolve(tokens.transpose(1, 2), tokens.mean(1)).transpose(1, 2)
+        maps = tokens.transpose(1, 2)
+        y = self.convolve(
+            maps, self.pool(maps), stride=(1,), padding=(0,), dilation=(1,), groups=1
+        ).transpose(1, 2)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -285,3 +299,63 @@ class DynamicLinear(DynamicLayer):
 
     def extra_repr(self) -> str:
         return self.join_repr(nn.Linear.extra_repr(self))
+
+
+class AttentionLinear(nn.Module):
+    """A linear layer of an attention: Kaiming normal over fan_out, bias 0.
+
+    Not an ``nn.Linear``, because MMEngine's initialisers pick layers by the name of their class:
+    a network's ``init_cfg`` for its own linear layers would overwrite the attentions.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, mode='fan_out', nonlinearity='relu')
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f'{in_features}, {out_features}, bias={self.bias is not None}'
+
+
+def normalise_hidden(norm: nn.Module, hidden: Tensor) -> Tensor:
+    """The hidden vectors of an attention, normalised; also where the batch is a single sample.
+
+    A plain network goes on at a last batch of 1 image, as its norms average over positions, too.
+    The hidden vector of an attention has none, so that batch norm would have nothing to average.
+    For such a batch it uses its running statistics, as in evaluation, and leaves them as they are.
+    SyncBatchNorm in several processes has the samples of all to average.
+
+    Args:
+        norm: batch norm or any other norm.
+        hidden: shape ``(N, h)``.
+    """
+    if norm.training and len(hidden) == 1 and _sees_one_process(norm):
+        return F.batch_norm(
+            hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
+    return norm(hidden)
+
+
+def _sees_one_process(norm: nn.Module) -> bool:
+    """Whether it is a batch norm over the samples of this process alone."""
+    is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    is_alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
+    return is_batch_norm and (is_alone or not isinstance(norm, nn.SyncBatchNorm))
+
+
+def record_call(layer: DynamicLayer, x: Proxy) -> Proxy:
+    """Record a call of the layer in a graph of ``torch.fx``, in which it is one node.
+
+    What it computes depends on the shape of its input, which a graph does not know.
+    """
+    return x.tracer.create_proxy('call_module', x.tracer.path_of_module(layer), (x,), {})

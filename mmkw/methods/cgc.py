@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arguments import check_positive, checks_arguments
-from .attention_linear import AttentionLinear
-from .base import IntOrTuple
+from .base import AttentionLinear, IntOrTuple
 from .generated import GeneratedConv2d
 from .registry import Method, register_method
 
@@ -115,11 +114,14 @@ class CGConv2d(GeneratedConv2d):
         self.attention.to(device, dtype)
         self.reset_own()
 
-    def generate(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
+        """The input averaged to the positions of the kernel, ``(N, in_channels, positions)``."""
+        return F.adaptive_avg_pool2d(x, self.kernel_size).flatten(2)
+
+    def generate(self, pooled: Tensor) -> Tensor:
         latent = self.attention.encode.weight.shape[0]
-        self.check_batch_norm(self.attention.in_norm, x.shape[0] * latent)
-        context = F.adaptive_avg_pool2d(x, self.kernel_size).flatten(2)
-        of_inputs, of_outputs = self.attention(context)
+        self.check_batch_norm(self.attention.in_norm, pooled.shape[0] * latent)
+        of_inputs, of_outputs = self.attention(pooled)
         gates = (of_inputs.unsqueeze(1) + of_outputs.unsqueeze(2)).sigmoid()
         return self.weight * gates.unflatten(3, self.kernel_size).to(self.weight.dtype)
 

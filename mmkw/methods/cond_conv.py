@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ..arguments import checks_arguments
 from ..ops.mixing import Mixture
-from .attention_linear import AttentionLinear
-from .base import DynamicLinear, IntOrTuple
+from .base import AttentionLinear, DynamicLinear, IntOrTuple
 from .kernel_bank import KernelBankConv2d, KernelBankLayer
 from .registry import Method, register_method
 

@@ -23,13 +23,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from ..arguments import checks_arguments
+from ..ops.convolution import CONVOLUTIONS
 from ..ops.mixing import scale_maps
 from ..ops.routes import add_bias
-from .attention_linear import AttentionLinear
-from .base import DynamicConvNd, DynamicLayer, DynamicLinear, IntOrTuple
+from .base import AttentionLinear, DynamicConvNd, DynamicLayer, DynamicLinear, IntOrTuple
 from .registry import Method, register_method
 
 _CLASSIFIER_LATENT = 32
@@ -110,6 +109,15 @@ class _DCDLayer(DynamicLayer):
         """Initialise all parameters anew; OpenMMLab's modules call it instead of their own way."""
         self.reset_parameters()
 
+    def convolve(self, x: Tensor, pooled: tuple[Tensor, Tensor], **geometry) -> Tensor:
+        features, seen = pooled
+        self.check_batch_norm(self.q_norm, seen.shape[0] * seen.shape[2])
+        phi, scale = self.attention(features)
+        conv = CONVOLUTIONS[x.dim() - 2]
+        y = scale_maps(conv(x, self.weight.view(self.kernel_shape), **geometry), scale)
+        y = y + self.residual(seen, phi).reshape(y.shape)
+        return y if self.bias is None else add_bias(y, self.bias)
+
     def residual(self, x: Tensor, phi: Tensor) -> Tensor:
         """``P (BN(Phi q) + q)`` of ``(N, in_channels, positions)``."""
         q = self.q_norm(self.q.to(x.dtype).matmul(x))
@@ -118,7 +126,7 @@ class _DCDLayer(DynamicLayer):
 
     @property
     def mixing_operations(self) -> int:
-        """0: no kernel is mixed; see :meth:`forward`."""
+        """0: no kernel is mixed; see :meth:`convolve`."""
         return 0
 
     def method_repr(self) -> str:
@@ -182,18 +190,10 @@ class DCDConv2d(_DCDLayer, DynamicConvNd):
         hidden = max(max(4 * in_channels, latent * latent) // 16, 4)
         self._set_up(latent, 4 * in_channels, hidden, device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
-        if isinstance(x, Proxy):
-            return self.record_call(x)
-        self.check_input(x)
-        sparse = x[..., :: self.stride[0], :: self.stride[1]]
-        self.check_batch_norm(self.q_norm, x.shape[0] * math.prod(sparse.shape[2:]))
-        phi, scale = self.attention(F.adaptive_avg_pool2d(x, 2).flatten(1))
-        y = F.conv2d(self.pad(x), self.weight, None, self.stride, self.conv_padding, self.dilation)
-        y = scale_maps(y, scale)
-        y = y + self.residual(sparse.flatten(2), phi).view_as(y)
-        return add_bias(y, self.bias)
+    def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The input averaged to 2 x 2 positions, and the pixels that the residual sees."""
+        seen = x[..., :: self.stride[0], :: self.stride[1]]
+        return F.adaptive_avg_pool2d(x, 2).flatten(1), seen.flatten(2)
 
 
 class DCDLinear(_DCDLayer, DynamicLinear):
@@ -215,18 +215,9 @@ class DCDLinear(_DCDLayer, DynamicLinear):
     def _weight_shape(self) -> tuple[int, ...]:
         return (self.out_features, self.in_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, *, in_features)`` to ``(N, *, out_features)``."""
-        if isinstance(x, Proxy):
-            return self.record_call(x)
-        tokens = self.tokens(x)
-        self.check_batch_norm(self.q_norm, x.shape[0] * tokens.shape[1])
-        phi, scale = self.attention(tokens.mean(1))
-        y = F.linear(tokens, self.weight) * scale.to(tokens.dtype)[:, None]
-        y = y + self.residual(tokens.transpose(1, 2), phi).transpose(1, 2)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
-        return y.reshape(*x.shape[:-1], self.out_features)
+    def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean over the tokens, and the tokens."""
+        return x.mean(-1), x
 
 
 @register_method

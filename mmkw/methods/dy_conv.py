@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_positive, checks_arguments
 from ..ops.mixing import Mixture
-from .attention_linear import AttentionLinear
-from .base import IntOrTuple
+from .base import AttentionLinear, IntOrTuple
 from .kernel_bank import SOFTMAX_TEMPERATURE, KernelBankConv2d, kernel_attention, temperature_of
 from .registry import Method, register_method
 from .temperature import AnnealedModule

@@ -6,11 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
-from ..ops.convolution import convolve
-from ..ops.routes import add_bias, takes_matrices
-from ..ops.unfolded import convolve_matrices, kernel_matrices
+from ..ops.routes import kernel_conv
 from .base import DynamicConvNd
 
 
@@ -26,33 +23,15 @@ class GeneratedConv2d(DynamicConvNd):
     plain_type = nn.Conv2d
     weight: nn.Parameter
 
-    def generate(self, x: Tensor) -> Tensor:
-        """The kernels for ``(N, in_channels, *size)``, ``(N, *kernel_shape)``."""
+    def generate(self, pooled: Tensor) -> Tensor:
+        """The kernels for what :meth:`pool` gives, ``(N, *kernel_shape)``."""
         raise NotImplementedError
 
-    def kernels(self, x: Tensor) -> Tensor:
-        """The kernels for ``x``, ``(N, out_channels, in_channels / groups, *kernel_size)``."""
-        self.check_input(x)
-        return self.generate(x)
+    def sample_kernels(self, pooled: Tensor) -> Tensor:
+        return self.generate(pooled)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``(N, in_channels, *size)`` to ``(N, out_channels, *out_size)``."""
-        if isinstance(x, Proxy):
-            return self.record_call(x)
-        kernels = self.kernels(x)
-        geometry = (self.groups, self.stride, self.conv_padding, self.dilation)
-        if takes_matrices():
-            matrices = kernel_matrices(kernels, self.groups)
-            y = convolve_matrices(self.pad(x), matrices, self.kernel_size, *geometry[1:])
-            return add_bias(y, self.bias)
-        if x.shape[0] > 0:
-            return add_bias(convolve(self.pad(x), kernels, *geometry), self.bias)
-        # RoI heads see empty batches. One kernel of zeros keeps the shapes and the graph.
-        kernel = kernels.sum(0)
-        y = nn.functional.conv2d(
-            self.pad(x), kernel, None, self.stride, self.conv_padding, self.dilation, self.groups
-        )
-        return add_bias(y, self.bias)
+    def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
+        return kernel_conv(x, self.generate(pooled), self.bias, **geometry)
 
     @torch.no_grad()
     def reset_own(self) -> None:

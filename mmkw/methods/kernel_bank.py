@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import is_whole_number
-from ..ops.attention_functions import ATTENTION_FUNCTIONS, anneal
+from ..ops.attention import mixture_attention
 from ..ops.mixing import KernelLayout, Mixture
 from .bank import BankModule
 from .base import DynamicConvNd, DynamicLayer
@@ -50,10 +50,9 @@ def kernel_attention(logits: Tensor, temperature: Tensor, function: str) -> Tens
     """
     if function == 'softmax':
         return (logits / temperature).softmax(-1)
-    learned = ATTENTION_FUNCTIONS[function](logits)
-    first = torch.zeros_like(learned)
-    first[:, 0] = 1
-    return anneal(learned, first, temperature)
+    beta = logits.new_zeros(logits.shape[-1])
+    beta[0] = 1
+    return mixture_attention(logits, beta, temperature, function)
 
 
 def temperature_of(function: str) -> TemperatureRange:

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arguments import check_positive, checks_arguments
-from ..ops.mixing import Mixture, assemble_kernels, scale_channels, scale_maps
-from ..ops.routes import add_bias, dynamic_conv
-from .attention_linear import AttentionLinear, normalise_hidden
-from .base import IntOrTuple
+from ..ops.mixing import Mixture, scale_maps
+from ..ops.routes import add_bias
+from .base import AttentionLinear, IntOrTuple, normalise_hidden
 from .kernel_bank import SOFTMAX_TEMPERATURE, KernelBankConv2d, kernel_attention, temperature_of
 from .registry import Method, register_method
 from .temperature import AnnealedModule
@@ -167,35 +166,21 @@ class ODConv2d(KernelBankConv2d):
         ).to(device, dtype)
 
     def mix(self, pooled: Tensor) -> Mixture:
-        """The mixture of kernels, without the factors of input and output channels."""
-        return self._mixture(self.attention(pooled))
-
-    def _mixture(self, factors: ODFactors) -> Mixture:
+        factors = self.attention(pooled)
         kernel = factors.kernel
         if kernel is None:
-            kernel = factors.channel.new_ones(factors.channel.shape[0], 1)
-        return self.mix_kernels(kernel, factors.spatial)
+            kernel = factors.channel.new_ones(len(pooled), 1)
+        mixture = self.mix_kernels(kernel, factors.spatial)
+        return mixture._replace(input_scale=factors.channel, output_scale=factors.filter)
 
     def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
+        if self.num_kernels > 1 or math.prod(self.kernel_size) > 1:
+            return super().convolve(x, pooled, **geometry)
+        # The kernel is the same for all samples.
         factors = self.attention(pooled)
-        if factors.kernel is None and factors.spatial is None:
-            x = scale_maps(x, factors.channel)
-            y = F.conv2d(x, self.weight[0].to(x.dtype), **geometry)
-            return add_bias(scale_maps(y, factors.filter), self.bias)
-        return dynamic_conv(
-            x,
-            self._mixture(factors),
-            self.bias,
-            input_scale=factors.channel,
-            output_scale=factors.filter,
-            **geometry,
-        )
-
-    def sample_kernels(self, pooled: Tensor) -> Tensor:
-        """The kernels for the pooled input, with the factors of input and output channels."""
-        factors = self.attention(pooled)
-        kernels = assemble_kernels(*self._mixture(factors))
-        return scale_channels(kernels, factors.channel, factors.filter, self.groups)
+        x = scale_maps(x, factors.channel)
+        y = scale_maps(F.conv2d(x, self.weight[0].to(x.dtype), **geometry), factors.filter)
+        return y if self.bias is None else add_bias(y, self.bias)
 
 
 @register_method

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_positive, checks_arguments
-from .attention_linear import AttentionLinear
-from .base import IntOrTuple
+from .base import AttentionLinear, IntOrTuple
 from .generated import GeneratedConv2d
 from .registry import Method, register_method
 
@@ -103,11 +102,11 @@ class WeightNetConv2d(GeneratedConv2d):
         self.attention.to(device, dtype)
         self.reset_own()
 
-    def generate(self, x: Tensor) -> Tensor:
-        attentions = self.attention(self.pool(x)).to(self.weight.dtype)
-        attentions = attentions.view(x.shape[0], *self.weight.shape[:3])
+    def generate(self, pooled: Tensor) -> Tensor:
+        attentions = self.attention(pooled).to(self.weight.dtype)
+        attentions = attentions.view(pooled.shape[0], *self.weight.shape[:3])
         kernels = torch.einsum('nogm,ogmj->nogj', attentions, self.weight)
-        return kernels.reshape(x.shape[0], *self.kernel_shape)
+        return kernels.reshape(pooled.shape[0], *self.kernel_shape)
 
     def method_repr(self) -> str:
         _, parts, each, _ = self.weight.shape

@@ -1,5 +1,6 @@
 """Convolving each sample with its own kernel: plain functions of PyTorch, no modules."""
 
+from .attention import mixture_attention
 from .mixing import KernelLayout, Mixture, assemble_kernels
 from .routes import ROUTES, dynamic_conv, forced_route
 
@@ -10,4 +11,5 @@ __all__ = [
     'assemble_kernels',
     'dynamic_conv',
     'forced_route',
+    'mixture_attention',
 ]

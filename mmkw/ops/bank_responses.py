@@ -12,11 +12,6 @@ from torch import Tensor
 from .mixing import KernelLayout, Shape
 
 
-def can_mix_responses(bank: Tensor, position_scale: Tensor | None, groups: int) -> bool:
-    """Whether :func:`mix_responses` computes this layer."""
-    return groups == 1 and bank[0, 0, 0].numel() == 1 and position_scale is None
-
-
 def mix_responses(
     x: Tensor,
     coefficients: Tensor,

@@ -1,15 +1,28 @@
-"""Convolution of each sample with its own kernel, and its gradients."""
+"""Convolution of each sample with its own kernel, assembled block by block and not kept.
+
+A block holds the kernels of some samples for some *rows*: output channels of the bank's tensors, in
+each of the layer's output groups. Blocks bound the memory, and on the CPU they stay in the cache
+between assembling and convolution, while each row of the bank is read once for all samples.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .mixing import HALF, KernelLayout, Mixture, assemble_kernels, scale_maps, scale_positions
+
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+# Bytes of kernels in a block. Measured on two cores: larger ones leave the cache, and from 32 MiB
+# on the C library takes fresh memory from the kernel, page by page, for each of them.
+BLOCK_BYTES = {'cpu': 3 * 2**23, 'cuda': 2**28}
+# Fewer rows make products too narrow to be fast.
+MIN_ROWS = 32
 
 
 def convolve_kernels(
@@ -22,15 +35,13 @@ def convolve_kernels(
 ) -> Tensor:
     """Convolve each sample with its own kernel, ``(N, out, in / groups, *kernel_size)``."""
     samples, _, *size = x.shape
+    conv = CONVOLUTIONS[len(size)]
+    if samples == 0:
+        # RoI heads see empty batches. One kernel of zeros keeps the shapes and the graph.
+        return conv(x, kernels.sum(0), None, stride, padding, dilation, groups)
     # Samples side by side in the channels, each with groups of its own.
-    y = CONVOLUTIONS[len(size)](
-        x.reshape(1, -1, *size),
-        kernels.flatten(0, 1),
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=samples * groups,
-    )
+    kernels, x = kernels.flatten(0, 1), x.reshape(1, -1, *size)
+    y = conv(x, kernels, None, stride, padding, dilation, samples * groups)
     return y.view(samples, -1, *y.shape[2:])
 
 
@@ -43,10 +54,9 @@ def convolve(x, kernels, groups, stride, padding, dilation) -> Tensor:
             return y.unflatten(1, x.shape[2:]).movedim(-1, 1)
         return kernels.flatten(2).bmm(x.flatten(2)).unflatten(2, x.shape[2:])
     if _takes_samples_apart(x, groups):
-        conv = functools.partial(
-            CONVOLUTIONS[x.dim() - 2], stride=stride, padding=padding, dilation=dilation
-        )
-        return torch.cat([conv(sample, kernel) for sample, kernel in zip(x.split(1), kernels)])
+        conv = CONVOLUTIONS[x.dim() - 2]
+        pairs = zip(x.split(1), kernels)
+        return torch.cat([conv(*pair, None, stride, padding, dilation) for pair in pairs])
     return convolve_kernels(x, kernels, groups, stride, padding, dilation)
 
 
@@ -94,3 +104,253 @@ def _takes_samples_apart(x: Tensor, groups: int) -> bool:
     """Whether to make a call for each sample: side by side in the channels, samples would lose
     the memory format, without which the CPU converts maps before and after each call."""
     return groups == 1 and x.device.type == 'cpu' and is_channels_last(x)
+
+
+class BlockwiseConv(torch.autograd.Function):
+    """Each sample's convolution with kernels that are assembled when they are needed.
+
+    With ``g`` the gradient of the mixtures ``(N, m, c_out c_in ...)`` and ``e`` the bank, those of
+    coefficients and bank are ``g e^T`` and ``alpha^T g``, summed over the samples. With factors
+    ``s`` of the output channels and ``G`` the gradient of the kernels ``K`` without them, those of
+    factors and kernels are ``<K, G>`` for each channel, and ``s G``, so that neither the scaled
+    input nor the output before the factors is kept.
+
+    Where the backward pass is itself differentiated, it goes through the readable reference.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x, coefficients, bank, position_scale, input_scale, output_scale, layout, groups,
+        geometry,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, coefficients, bank, position_scale, input_scale, output_scale)
+        ctx.layout, ctx.groups, ctx.geometry = layout, groups, geometry
+
+        def assemble(samples: slice, rows: slice) -> Tensor:
+            kernels = assemble_rows(coefficients[samples], bank[:, rows], layout)
+            if position_scale is None:
+                return kernels
+            return scale_positions(kernels, position_scale[samples])
+
+        if input_scale is not None:
+            x = scale_maps(x, input_scale)
+        y = convolve_blocks(x, assemble, bank.shape[1], layout, groups, geometry)
+        ctx.dtype = y.dtype
+        return y if output_scale is None else scale_maps(y, output_scale)
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        # Autograd has its mode on here only if the gradients shall have gradients.
+        backward = _differentiable_backward if torch.is_grad_enabled() else _backward
+        return (*backward(ctx, grad_y), None, None, None)
+
+
+def _differentiable_backward(ctx, grad_y) -> list[Tensor | None]:
+    # Views, because coefficients depend on x: the gradient of x itself shall not include theirs.
+    inputs = [
+        None if tensor is None else tensor.view_as(tensor).to(ctx.dtype)
+        for tensor in ctx.saved_tensors
+    ]
+    x, coefficients, bank, position_scale, input_scale, output_scale = inputs
+    kernels = assemble_kernels(Mixture(coefficients, bank, ctx.layout, position_scale))
+    y = convolve_kernels(scale_maps(x, input_scale), kernels, ctx.groups, *ctx.geometry)
+    y = scale_maps(y, output_scale)
+    needed = ctx.needs_input_grad[: len(inputs)]
+    wanted = [tensor for tensor, needs in zip(inputs, needed) if needs]
+    grads = iter(torch.autograd.grad(y, wanted, grad_y, create_graph=True))
+    return [next(grads) if needs else None for needs in needed]
+
+
+def _backward(ctx, grad_y) -> list[Tensor | None]:
+    inputs = ctx.saved_tensors
+    # What autocast computed with, which is not on in the backward pass.
+    x, coefficients, bank, position_scale, input_scale, output_scale = (
+        None if tensor is None else tensor.to(ctx.dtype) for tensor in inputs
+    )
+    scaled_x = scale_maps(x, input_scale)
+    c_out, parts = bank.shape[1], list(blocks(x, bank.shape[1], ctx.layout, ctx.groups))
+    totals: list[Tensor | None] = []
+    for samples, rows in parts:
+        found = _block_backward(
+            _of_rows(grad_y[samples], c_out, rows),
+            scaled_x[samples],
+            Mixture(
+                coefficients[samples],
+                bank[:, rows],
+                ctx.layout,
+                None if position_scale is None else position_scale[samples],
+                output_scale=(
+                    None if output_scale is None else _of_rows(output_scale[samples], c_out, rows)
+                ),
+            ),
+            ctx.groups,
+            ctx.geometry,
+            needs_x=ctx.needs_input_grad[0] or input_scale is not None,
+        )
+        if len(parts) == 1:
+            totals = found
+            break
+        if not totals:
+            totals = _totals(found, (x, coefficients, bank, position_scale, output_scale))
+        of_x, of_coefficients, of_bank, of_positions, of_outputs = totals
+        _put(of_coefficients[samples], found[1], is_first=rows.start == 0)
+        _put(of_bank[:, rows], found[2], is_first=samples.start == 0)
+        if of_x is not None:
+            _put(of_x[samples], found[0], is_first=rows.start == 0)
+        if of_positions is not None:
+            _put(of_positions[samples], found[3], is_first=rows.start == 0)
+        if of_outputs is not None:
+            _put(_of_rows(of_outputs[samples], c_out, rows), found[4], is_first=True)
+    of_x, of_coefficients, of_bank, of_positions, of_outputs = totals
+    of_inputs = None
+    if input_scale is not None:
+        of_inputs = _sum_over(of_x * x, 2)
+        of_x = scale_maps(of_x, input_scale)
+    grads = (of_x, of_coefficients, of_bank, of_positions, of_inputs, of_outputs)
+    return [
+        None if grad is None else grad.reshape(like.shape).to(like.dtype)
+        for grad, like in zip(grads, inputs)
+    ]
+
+
+def _totals(found: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Memory for the sums of gradients over blocks. Half precision would lose small summands."""
+    return [
+        None
+        if grad is None
+        else torch.empty(like.shape, dtype=_sum_type(like) if i else like.dtype, device=like.device)
+        for i, (grad, like) in enumerate(zip(found, inputs))
+    ]
+
+
+def _put(total: Tensor, summand: Tensor, is_first: bool) -> None:
+    """Write the first summand, which saves zeroing, and add the others."""
+    summand = summand.view_as(total)
+    total.copy_(summand) if is_first else total.add_(summand)
+
+
+def _sum_over(x: Tensor, first_dim: int) -> Tensor:
+    return x.flatten(first_dim).sum(dim=first_dim, dtype=_sum_type(x))
+
+
+def _sum_type(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in HALF else x.dtype
+
+
+def _block_backward(
+    grad_y: Tensor, x: Tensor, mixture: Mixture, groups: int, geometry: tuple, needs_x: bool
+) -> list[Tensor | None]:
+    """The gradients of ``x``, coefficients, bank, position and output scales, of one block.
+
+    Args:
+        grad_y: shape ``(N, output groups, rows, *out_size)``.
+        x: the samples of the block, scaled.
+        mixture: of the block; the output scale has shape ``(N, output groups, rows)``.
+        groups, geometry: of the convolution.
+        needs_x: whether the gradient of ``x`` is needed.
+    """
+    coefficients, bank, layout, position_scale, _, output_scale = mixture
+    unscaled = kernels = assemble_rows(coefficients, bank, layout)
+    if position_scale is not None:
+        kernels = scale_positions(unscaled, position_scale)
+    factors = None if output_scale is None else output_scale.flatten(1)
+    of_kernels, of_x = convolve_backward(
+        grad_y.flatten(1, 2), x, scale_maps(kernels, factors), groups, *geometry,
+        needs_grad_x=needs_x,
+    )  # fmt: skip
+    of_output = of_position = None
+    if factors is not None:
+        of_output = _sum_over(of_kernels * kernels, 2)
+        of_kernels = scale_maps(of_kernels, factors)
+    if position_scale is not None:
+        of_position = (of_kernels * unscaled).flatten(3).sum((1, 2), dtype=_sum_type(x))
+        of_kernels = scale_positions(of_kernels, position_scale)
+    grad = layout.collect(of_kernels, bank.shape[1:]).flatten(0, 1)
+    of_coefficients = grad.mm(bank.flatten(1).t()).view(coefficients.shape)
+    of_bank = coefficients.flatten(0, 1).t().mm(grad).view(bank.shape)
+    return [of_x, of_coefficients, of_bank, of_position, of_output]
+
+
+def convolve_blocks(
+    x: Tensor,
+    assemble: Callable[[slice, slice], Tensor],
+    c_out: int,
+    layout: KernelLayout,
+    groups: int,
+    geometry: tuple,
+    num_rows: int | None = None,
+) -> Tensor:
+    """Convolve each sample with its own kernel, block by block.
+
+    Args:
+        x: shape ``(N, in_channels, *size)``.
+        assemble: makes the kernels of some samples for some rows.
+        c_out: rows of the bank's tensors.
+        layout: where mixtures stand in the kernel.
+        groups: of the convolution.
+        geometry: stride, padding and dilation.
+        num_rows: rows of a block. Defaults to ``None``, :func:`rows_per_block`.
+
+    Returns:
+        Shape ``(N, out_channels, *out_size)``, in the memory format of ``x``.
+    """
+    parts = list(blocks(x, c_out, layout, groups, num_rows))
+    if len(parts) == 1:
+        return convolve(x, assemble(*parts[0]), groups, *geometry)
+    y = None
+    for samples, rows in parts:
+        part = convolve(x[samples], assemble(samples, rows), groups, *geometry)
+        if y is None:
+            channels, size = layout.kernel_shape[0], part.shape[2:]
+            if is_channels_last(part):
+                y = part.new_empty(len(x), *size, channels).movedim(-1, 1)
+            else:
+                y = part.new_empty(len(x), channels, *size)
+        target = _of_rows(y[samples], c_out, rows)
+        target.copy_(part.view_as(target))
+    return y
+
+
+def blocks(
+    x: Tensor, c_out: int, layout: KernelLayout, groups: int, num_rows: int | None = None
+) -> Iterator[tuple[slice, slice]]:
+    """Samples and rows of each block."""
+    limit = BLOCK_BYTES.get(x.device.type, BLOCK_BYTES['cuda'])
+    row_bytes = math.prod(layout.kernel_shape) // c_out * x.element_size()
+    if num_rows is None:
+        num_rows = rows_per_block(x, c_out, layout, groups)
+    samples = max(limit // (row_bytes * num_rows), 1)
+    for first in range(0, len(x), samples):
+        for row in range(0, c_out, num_rows):
+            yield slice(first, first + samples), slice(row, row + num_rows)
+
+
+def rows_per_block(x: Tensor, c_out: int, layout: KernelLayout, groups: int) -> int:
+    """Rows of a block: all of them where blocks of samples are as good."""
+    if x.device.type != 'cpu' or groups > 1 or is_channels_last(x):
+        return c_out
+    row_bytes = math.prod(layout.kernel_shape) // c_out * x.element_size()
+    fitting = _divisor(c_out, BLOCK_BYTES['cpu'] // (len(x) * row_bytes))
+    return max(fitting, fewest_rows(c_out))
+
+
+def fewest_rows(c_out: int) -> int:
+    """The smallest useful number of rows in a block."""
+    return _divisor(c_out, MIN_ROWS)
+
+
+@functools.lru_cache(maxsize=256)
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is no larger than the limit, at least 1."""
+    return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(limit, 1))
+
+
+def _of_rows(y: Tensor, c_out: int, rows: slice) -> Tensor:
+    """The output channels that some rows of the bank make, ``(N, groups, rows, *size)``."""
+    return y.unflatten(1, (-1, c_out))[:, :, rows]
+
+
+def assemble_rows(coefficients: Tensor, bank: Tensor, layout: KernelLayout) -> Tensor:
+    """As :func:`assemble_kernels`, for some rows of the bank and without gradients."""
+    mixtures = coefficients.flatten(0, 1).mm(bank.flatten(1))
+    return layout.place(mixtures.view(*coefficients.shape[:2], -1), bank.shape[1:])

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class KernelLayout:
 
 
 class Mixture(NamedTuple):
-    """What every sample's kernel is mixed from.
+    """What every sample's kernel is mixed from, and factors for the channels of its maps.
 
     Attributes:
         coefficients: the weights ``alpha`` of each mixture, shape ``(N, m, n)``.
@@ -91,52 +93,51 @@ class Mixture(NamedTuple):
         layout: where the mixtures stand in the kernel.
         position_scale: factors for the kernel's spatial positions, shape ``(N, positions)``.
             Defaults to ``None``, all 1.
+        input_scale, output_scale: factors for the channels of each sample before and after the
+            convolution, ``(N, in_channels)`` and ``(N, out_channels)``. Default to ``None``, all 1.
     """
 
     coefficients: Tensor
     bank: Tensor
     layout: KernelLayout
     position_scale: Tensor | None = None
+    input_scale: Tensor | None = None
+    output_scale: Tensor | None = None
 
 
-def assemble_kernels(
-    coefficients: Tensor,
-    bank: Tensor,
-    layout: KernelLayout,
-    position_scale: Tensor | None = None,
-) -> Tensor:
+def assemble_kernels(mixture: Mixture) -> Tensor:
     r"""Mix every sample's kernel, as readably as possible.
 
     .. math::
         \mathbf{w}_i = \alpha_{i1} \mathbf{e}_1 + \dots + \alpha_{in} \mathbf{e}_n
 
     for each mixture ``i``, put at its place in the kernel. With a position scale ``s``, the kernel
-    is then multiplied by ``s_p`` at each spatial position ``p``.
-
-    Args:
-        coefficients, bank, layout, position_scale: see :class:`Mixture`.
+    is then multiplied by ``s_p`` at each spatial position ``p``. The factors of channels are not
+    part of the kernels, see :func:`scale_channels`.
 
     Returns:
         Kernels of shape ``(N, out_channels, in_channels / groups, *kernel_size)``.
     """
-    mixtures = coefficients.matmul(bank.flatten(1))
-    kernels = layout.place(mixtures, bank.shape[1:])
-    return scale_positions(kernels, position_scale)
+    mixtures = mixture.coefficients.matmul(mixture.bank.flatten(1))
+    kernels = mixture.layout.place(mixtures, mixture.bank.shape[1:])
+    return scale_positions(kernels, mixture.position_scale)
 
 
-def scale_channels(kernels: Tensor, channel: Tensor, filters: Tensor | None, groups: int) -> Tensor:
-    """Multiply kernels, ``(N, out, in / groups, *size)``, by factors for input and output channels.
+def scale_channels(kernels: Tensor, mixture: Mixture, groups: int) -> Tensor:
+    """Multiply kernels by the factors of their input and output channels.
 
     Args:
-        kernels: one for each sample.
-        channel: factors for input channels, ``(N, in)``.
-        filters: factors for output channels, ``(N, out)``; ``None`` for 1.
+        kernels: one for each sample, ``(N, out_channels, in_channels / groups, *kernel_size)``.
+        mixture: has the factors.
         groups: of the convolution.
     """
     ones = [1] * (kernels.dim() - 3)
-    channel = channel.view(len(kernels), groups, 1, -1, *ones)
-    kernels = (kernels.unflatten(1, (groups, -1)) * channel).flatten(1, 2)
-    return kernels if filters is None else kernels * filters.view(len(kernels), -1, 1, *ones)
+    if mixture.input_scale is not None:
+        factors = mixture.input_scale.view(len(kernels), groups, 1, -1, *ones)
+        kernels = (kernels.unflatten(1, (groups, -1)) * factors).flatten(1, 2)
+    if mixture.output_scale is not None:
+        kernels = kernels * mixture.output_scale.view(len(kernels), -1, 1, *ones)
+    return kernels
 
 
 def scale_maps(x: Tensor, factors: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ multiplies matrices, whatever the batch size; ``torch.jit.trace`` and ``torch.ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .bank_responses import can_mix_responses, mix_responses
-from .blockwise import BlockwiseConv
-from .convolution import CONVOLUTIONS, convolve_kernels
+from .bank_responses import mix_responses
+from .convolution import BlockwiseConv, convolve, convolve_kernels
 from .mixing import Mixture, assemble_kernels, scale_maps
-from .unfolded import convolve_matrices, mix_matrices
+from .unfolded import convolve_matrices, kernel_matrices, mix_matrices
 
 ROUTES = ('reference', 'blockwise', 'bank_responses', 'unfolded')
 _forced_route: str | None = None
@@ -56,89 +56,97 @@ def dynamic_conv(
     padding: Sequence[int] = (0,),
     dilation: Sequence[int] = (1,),
     groups: int = 1,
-    input_scale: Tensor | None = None,
-    output_scale: Tensor | None = None,
 ) -> Tensor:
-    """Convolve each sample with its own kernel.
+    """Convolve each sample with a kernel of its own, which is mixed for it.
 
     Args:
         x: shape ``(N, in_channels, *size)`` with one to three spatial dimensions.
-        mixture: what the kernels are mixed from.
+        mixture: what the kernels are mixed from, and factors for the channels before and after the
+            convolution. The blockwise route does not keep what these were multiplied with.
         bias: static, shape ``(out_channels,)``.
         stride, padding, dilation, groups: as in ``torch.nn.functional.conv2d``, one number per
             spatial dimension.
-        input_scale, output_scale: factors for the channels of each sample before and after the
-            convolution, ``(N, in_channels)`` and ``(N, out_channels)``. The blockwise route does
-            not keep what they were multiplied with. Default to ``None``, all 1.
 
     Returns:
         Shape ``(N, out_channels, *out_size)``.
     """
-    geometry = dict(stride=stride, padding=padding, dilation=dilation)
-    coefficients, bank, layout, position_scale = mixture
-    if takes_matrices():
-        matrices = mix_matrices(mixture, groups)
-        x = scale_maps(x, input_scale)
-        y = convolve_matrices(x, matrices, layout.kernel_shape[2:], **geometry)
-        return add_bias(scale_maps(y, output_scale), bias)
-    if x.shape[0] == 0:
-        # RoI heads see empty batches. One kernel of zeros keeps the shapes and the graph.
-        if position_scale is not None:
-            position_scale = position_scale.sum(0, keepdim=True)
-        kernels = assemble_kernels(coefficients.sum(0, keepdim=True), bank, layout, position_scale)
-        x = scale_maps(x, input_scale)
-        y = CONVOLUTIONS[x.dim() - 2](x, kernels[0], groups=groups, **geometry)
-        return add_bias(scale_maps(y, output_scale), bias)
-
-    x, geometry = skip_unread_pixels(x, layout.kernel_shape, geometry)
     route = choose_route(x, mixture, groups)
+    is_pointwise = max(mixture.layout.kernel_shape[2:]) == 1 and not any(padding)
+    if is_pointwise and max(stride) > 1 and route != 'unfolded':
+        # Leave out the pixels that are not read.
+        x = x[(..., *(slice(None, None, step) for step in stride))]
+        stride = (1,) * len(stride)
+    geometry = (stride, padding, dilation)
     if route == 'blockwise':
-        y = BlockwiseConv.apply(
-            x, coefficients, bank, position_scale, input_scale, output_scale, layout, groups,
-            *geometry.values(),
-        )  # fmt: skip
-        return add_bias(y, bias)
-    x = scale_maps(x, input_scale)
-    if route == 'bank_responses':
-        y = mix_responses(x, coefficients, bank, layout, **geometry)
+        coefficients, bank, layout, *scales = mixture
+        y = BlockwiseConv.apply(x, coefficients, bank, *scales, layout, groups, geometry)
     else:
-        y = convolve_kernels(x, assemble_kernels(*mixture), groups, **geometry)
-    return add_bias(scale_maps(y, output_scale), bias)
+        y = scale_maps(x, mixture.input_scale)
+        if route == 'unfolded':
+            kernel_size = mixture.layout.kernel_shape[2:]
+            y = convolve_matrices(y, mix_matrices(mixture, groups), kernel_size, *geometry)
+        elif route == 'bank_responses':
+            y = mix_responses(y, mixture.coefficients, mixture.bank, mixture.layout, *geometry)
+        else:
+            y = convolve_kernels(y, assemble_kernels(mixture), groups, *geometry)
+        y = scale_maps(y, mixture.output_scale)
+    return y if bias is None else add_bias(y, bias)
 
 
-def skip_unread_pixels(
-    x: Tensor, kernel_shape: Sequence[int], geometry: dict
-) -> tuple[Tensor, dict]:
-    """Leave out the pixels that a pointwise convolution with a stride does not read."""
-    stride = geometry['stride']
-    if any(size > 1 for size in kernel_shape[2:]) or any(geometry['padding']):
-        return x, geometry
-    x = x[(..., *(slice(None, None, step) for step in stride))]
-    return x, dict(geometry, stride=(1,) * len(stride))
+def kernel_conv(
+    x: Tensor,
+    kernels: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Tensor:
+    """As :func:`dynamic_conv`, with kernels ``(N, out, in / groups, *kernel_size)`` as they are."""
+    geometry = (stride, padding, dilation)
+    if takes_matrices():
+        matrices = kernel_matrices(kernels, groups)
+        y = convolve_matrices(x, matrices, kernels.shape[3:], *geometry)
+    elif is_transformed() or not len(x):
+        y = convolve_kernels(x, kernels, groups, *geometry)
+    else:
+        y = convolve(x, kernels, groups, *geometry)
+    return y if bias is None else add_bias(y, bias)
 
 
-def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
-    return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - 2))
+def add_bias(y: Tensor, bias: Tensor) -> Tensor:
+    """Add a number to each channel, in the type of ``y``."""
+    return y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - 2))
 
 
 def choose_route(x: Tensor, mixture: Mixture, groups: int) -> str:
-    """The route of :func:`dynamic_conv` for this input.
+    """The route of :func:`dynamic_conv` for this input: the first that applies.
 
-    A forced one; else ``'bank_responses'`` for small maps on the CPU where it is possible;
-    ``'reference'`` where PyTorch records or transforms the computation; else ``'blockwise'``.
+    ==================  ========================================================================
+    a forced one        if the layer supports it, else ``'reference'``
+    ``unfolded``        where a graph is recorded that has to serve any batch
+    ``reference``       for empty batches
+    ``bank_responses``  for small maps on the CPU, if the layer supports it
+    ``reference``       where PyTorch records or transforms the computation
+    ``blockwise``       else
+    ==================  ========================================================================
 
     A map is small if ``input groups * pixels``, the products with the bank that its responses
     take, is at most twice ``positions * output groups``, the mixtures of a kernel for one input
     group. Measured on two cores, responses are faster up to there.
     """
-    positions, out_groups, in_groups = mixture.layout.grid
-    is_possible = can_mix_responses(mixture.bank, mixture.position_scale, groups)
-    if _forced_route == 'bank_responses' and not is_possible:
+    if takes_matrices():
+        return 'unfolded'
+    if not len(x):
         return 'reference'
+    _, bank, layout, position_scale, *_ = mixture
+    takes_responses = groups == 1 and position_scale is None and max(bank.shape[3:]) == 1
     if _forced_route is not None:
-        return _forced_route
-    is_small = in_groups * x[0, 0].numel() <= 2 * positions * out_groups
-    if is_possible and is_small and x.device.type == 'cpu':
+        is_possible = takes_responses or _forced_route != 'bank_responses'
+        return _forced_route if is_possible else 'reference'
+    positions, out_groups, in_groups = layout.grid
+    is_small = in_groups * math.prod(x.shape[2:]) <= 2 * positions * out_groups
+    if takes_responses and is_small and x.device.type == 'cpu':
         return 'bank_responses'
     return 'reference' if is_transformed() else 'blockwise'
 
@@ -166,10 +174,14 @@ _is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
 
 
 def is_transformed() -> bool:
-    """Whether PyTorch records or transforms the computation, which needs plain operations."""
-    return _is_compiling() or torch.jit.is_tracing() or is_function_transformed()
+    """Whether PyTorch records or transforms the computation, which needs plain operations.
 
-
-def is_function_transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    It records for the compiler and for ``torch.jit``; ``torch.func`` and forward-mode
+    differentiation transform.
+    """
+    return (
+        _is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )

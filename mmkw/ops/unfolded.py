@@ -24,7 +24,7 @@ def mix_matrices(mixture: Mixture, groups: int) -> Tensor:
         Shape ``(N, groups, parts, positions * in_channels / groups, rows)``, where
         ``groups * parts * rows`` are the output channels.
     """
-    coefficients, bank, layout, position_scale = mixture
+    coefficients, bank, layout, position_scale, *_ = mixture
     n, c_out, c_in, *spatial = bank.shape
     positions, out_groups, in_groups = layout.grid
     own_positions = math.prod(spatial)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmkw.methods import set_temperature
-from mmkw.methods.kernel_warehouse import mixture_attention
 from mmkw.networks import WarehouseConfig, apply_plan
+from mmkw.ops import mixture_attention
 
 
 def deep_network(depth=8, width=16):

@@ -10,14 +10,14 @@ from torch import nn
 from mmkw.methods import set_temperature
 from mmkw.methods.kernel_warehouse import KWConv1d, KWConv2d, KWConv3d, KWLinear
 from mmkw.networks import WarehouseConfig, apply_plan
-from mmkw.ops import ROUTES, blockwise, forced_route
+from mmkw.ops import ROUTES, convolution, forced_route
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Let the blockwise route assemble one sample and one row of the cells at a time."""
-    monkeypatch.setitem(blockwise.BLOCK_BYTES, 'cpu', 1)
-    monkeypatch.setattr(blockwise, 'MIN_ROWS', 1)
+    monkeypatch.setitem(convolution.BLOCK_BYTES, 'cpu', 1)
+    monkeypatch.setattr(convolution, 'MIN_ROWS', 1)
 
 
 CONV = {1: (nn.Conv1d, F.conv1d), 2: (nn.Conv2d, F.conv2d), 3: (nn.Conv3d, F.conv3d)}

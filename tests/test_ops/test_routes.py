@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from mmkw.analysis import kept_memory
 from mmkw.methods import set_temperature
 from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear
-from mmkw.ops import blockwise, forced_route
+from mmkw.ops import forced_route
 from mmkw.ops.bank_responses import pixel_links
 from mmkw.ops.routes import choose_route
 
@@ -54,14 +54,6 @@ def assert_close(actual, expected, **tolerances):
 def test_float32_equals_the_reference(kind):
     layer, x = make(kind)
     assert_close(run(layer, x, 'blockwise'), run(layer, x, 'reference'), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize('kind', LAYERS)
-def test_without_onednn(kind, monkeypatch):
-    layer, x = make(kind)
-    expected = run(layer, x, 'blockwise')
-    monkeypatch.setattr(blockwise, 'HAS_ONEDNN', False)
-    assert_close(run(layer, x, 'blockwise'), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures('blocks')

@@ -1,6 +1,6 @@
 """KernelWarehouse (Li and Yao, ICML 2024) in plain PyTorch."""
 
-from .attention import AttentionConfig, KernelAttention, mixture_attention
+from .attention import AttentionConfig, KernelAttention
 from .folding import fold_attentions, unfold_attentions
 from .layers import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
 from .method import KernelWarehouse
@@ -20,7 +20,6 @@ __all__ = [
     'Warehouse',
     'WarehousePartition',
     'fold_attentions',
-    'mixture_attention',
     'partition_kernels',
     'unfold_attentions',
 ]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Callable, Union
+from typing import Any, Callable, NamedTuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...arguments import check_names
-from ...ops.attention_functions import ATTENTION_FUNCTIONS, anneal, check_function
-from ..attention_linear import AttentionLinear, normalise_hidden
+from ...ops.attention import check_function, mixture_attention
+from ..base import AttentionLinear, normalise_hidden
 from .partition import KernelPartition, Ratio, as_fraction
 
 NormLayer = Union[str, Callable[[int], nn.Module]]
@@ -43,7 +43,7 @@ class AttentionConfig:
             linear map, shared by the layer's mixtures, of
             ``max(int((n - own) * basis_ratio), 16)`` basis values per mixture. Defaults to
             ``None``: all cells get logits of their own.
-        function: the second term of Eq. 4, see :mod:`mmkw.ops.attention_functions`:
+        function: the second term of Eq. 4, see :mod:`mmkw.ops.attention`:
             ``'caf'``, ``'softmax'``, ``'sigmoid'`` or ``'nonnegative'`` (Table 8). The zero cell is
             among the logits and then dropped. Defaults to ``'caf'``.
         scope: the cells that a mixture can use: ``'warehouse'``, all, or ``'mixture'``, only the
@@ -164,31 +164,20 @@ class AttentionConfig:
 AttentionOptions = Union[AttentionConfig, Mapping[str, Any], None]
 
 
-def mixture_attention(
-    logits: Tensor, beta: Tensor, temperature: Tensor, function: str = 'caf'
-) -> Tensor:
-    r"""The contrasting-driven attention function (CAF), or another in the place of its second term.
+class MixtureFactors(NamedTuple):
+    """What an attention computes for a batch.
 
-    .. math::
-        \alpha_{ij} = \tau \beta_{ij} +
-            (1 - \tau) \frac{z_{ij}}{\sum_{p=1}^{n+1} |z_{ip}| + 10^{-3}} \qquad (4)
-
-    The sum runs over the ``n`` cells and the zero cell, whose own attention is then dropped: a
-    zero cell adds nothing to a mixture. The small constant is the released models'. The gradient
-    is bounded where all logits of a mixture are close to 0, see
-    :func:`mmkw.ops.attention_functions.bound_gradient`.
-
-    Args:
-        logits: ``z``, shape ``(N, m, n + 1)``, the last column being the zero cell.
-        beta: 0 or 1, shape ``(m, n)``.
-        temperature: ``tau`` in [0, 1], a tensor without dimensions.
-        function: see :mod:`mmkw.ops.attention_functions`. Defaults to ``'caf'``.
-
-    Returns:
-        ``alpha``, shape ``(N, m, n)``, in at least float32.
+    Attributes:
+        alpha: Eq. 4, shape ``(N, m, n)``, in at least float32.
+        position_scale, input_scale, output_scale: ODConv's attentions over positions, input and
+            output channels (Table 17), see :class:`~mmkw.ops.Mixture`. ``None`` without
+            ``od_heads``.
     """
-    learned = ATTENTION_FUNCTIONS[function](logits)[..., :-1]
-    return anneal(learned, beta, temperature)
+
+    alpha: Tensor
+    position_scale: Tensor | None = None
+    input_scale: Tensor | None = None
+    output_scale: Tensor | None = None
 
 
 class KernelAttention(nn.Module):
@@ -286,23 +275,27 @@ class KernelAttention(nn.Module):
             self.reset_beta()
         return self
 
-    def forward(self, hidden: Tensor, temperature: Tensor) -> Tensor:
-        """Attentions for hidden vectors.
+    def forward(self, pooled: Tensor, temperature: Tensor) -> MixtureFactors:
+        """All attentions for globally averaged inputs.
 
         Args:
-            hidden: from :meth:`hidden`, shape ``(N, h)``.
+            pooled: shape ``(N, in_channels)``.
             temperature: ``tau``, a tensor without dimensions.
-
-        Returns:
-            ``alpha``, shape ``(N, m, n)``, in at least float32.
         """
+        hidden, beta = self.hidden(pooled), self.beta
         if self.partition.allocation == 'none':
             temperature = torch.zeros_like(temperature)
-        logits, beta = self.logits(hidden), self.beta
         if self.scope == 'mixture':
-            alpha = mixture_attention(logits, self._own(beta), temperature, self.function)
-            return self._spread(alpha)
-        return mixture_attention(logits, beta, temperature, self.function)
+            beta = self._own(beta)
+        alpha = mixture_attention(self.logits(hidden), beta, temperature, self.function)
+        if self.scope == 'mixture':
+            alpha = self._spread(alpha)
+        if self.channel_fc is None:
+            return MixtureFactors(alpha)
+        heads = (self.spatial_fc, self.channel_fc, self.filter_fc)
+        return MixtureFactors(
+            alpha, *(None if head is None else head(hidden).sigmoid() for head in heads)
+        )
 
     def _own(self, attention: Tensor) -> Tensor:
         """Of each mixture's attentions those for the cells that it starts from, ``(..., m, b)``."""
@@ -317,14 +310,6 @@ class KernelAttention(nn.Module):
         each = cells_of_each_mixture(self.partition)
         cells = torch.arange(self.partition.num_mixtures * each, device=like.device)
         return self.partition.first_cell + cells.view(-1, each)
-
-    def od_factors(self, hidden: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """ODConv's attentions over input channels, output channels and positions (Table 17).
-
-        ``None`` where the attention has no such head.
-        """
-        heads = (self.channel_fc, self.filter_fc, self.spatial_fc)
-        return tuple(None if head is None else head(hidden).sigmoid() for head in heads)
 
     def hidden(self, pooled: Tensor) -> Tensor:
         """The hidden vectors for globally averaged inputs, shape ``(N, h)``."""

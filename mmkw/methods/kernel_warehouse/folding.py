@@ -22,12 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...arguments import is_number
-from ...ops.attention_functions import normaliser
-from ...ops.blockwise import convolve_blocks, fewest_rows, product, rows_per_block
-from ...ops.convolution import CONVOLUTIONS, convolve_kernels
+from ...ops.attention import normaliser
+from ...ops.convolution import convolve_blocks, fewest_rows, rows_per_block
 from ...ops.mixing import KernelLayout
-from ...ops.routes import add_bias, is_forced, is_transformed, skip_unread_pixels, takes_matrices
-from ...ops.unfolded import convolve_matrices, kernel_matrices
+from ...ops.routes import add_bias, is_forced, is_transformed, kernel_conv, takes_matrices
 from ..base import DynamicLayer
 from .attention import KernelAttention
 from .partition import KernelPartition
@@ -124,7 +122,7 @@ class FoldableLayer(DynamicLayer):
         """As ``convolve``, with the kernels of :func:`assemble_folded`."""
         self._refresh_fold()
         hidden = self.attention.hidden(pooled)
-        scale = normaliser(self.attention.logits(hidden)).reciprocal()
+        scale = normaliser(self.attention.logits(hidden)).squeeze(-1).reciprocal()
         coefficients = F.pad(hidden, (1, 0), value=1.0)
         return folded_conv(
             x, coefficients.to(self.basis.dtype), scale.to(self.basis.dtype), self.basis,
@@ -267,47 +265,22 @@ def folded_conv(
     groups: int = 1,
 ) -> Tensor:
     """As :func:`~mmkw.ops.dynamic_conv`, with the kernels of :func:`assemble_folded`."""
-    geometry = dict(stride=stride, padding=padding, dilation=dilation)
-    if takes_matrices():
-        matrices = kernel_matrices(assemble_folded(coefficients, scale, basis, layout), groups)
-        y = convolve_matrices(x, matrices, layout.kernel_shape[2:], **geometry)
-        return add_bias(y, bias)
-    if x.shape[0] == 0:
-        return CONVOLUTIONS[x.dim() - 2](
-            x, x.new_zeros(layout.kernel_shape), bias, groups=groups, **geometry
-        )
-    x, geometry = skip_unread_pixels(x, layout.kernel_shape, geometry)
-    if is_forced('reference') or is_transformed():
+    if takes_matrices() or is_forced('reference') or is_transformed() or not len(x):
         kernels = assemble_folded(coefficients, scale, basis, layout)
-        y = convolve_kernels(x, kernels, groups, **geometry)
-    else:
-        y = _convolve_folded_blocks(
-            x, coefficients, scale, basis, layout, groups, tuple(geometry.values())
-        )
-    return add_bias(y, bias)
+        return kernel_conv(x, kernels, bias, stride, padding, dilation, groups)
+    num_blocks, _, m, num_rows = basis.shape[:4]
 
-
-def _convolve_folded_blocks(
-    x: Tensor,
-    coefficients: Tensor,
-    scale: Tensor,
-    basis: Tensor,
-    layout: KernelLayout,
-    groups: int,
-    geometry: tuple,
-) -> Tensor:
-    blocks, _, m, num_rows = basis.shape[:4]
-    c_out = blocks * num_rows
-
-    def assemble_all(some: slice, rows: slice) -> Tensor:
-        return assemble_folded(coefficients[some], scale[some], basis, layout)
-
-    def assemble_rows(some: slice, rows: slice) -> Tensor:
-        block = basis[rows.start // num_rows]
-        mixtures = product(coefficients[some], block.flatten(1))
-        mixtures = mixtures.unflatten(1, (m, -1)) * scale[some, :, None]
+    def assemble(samples: slice, rows: slice) -> Tensor:
+        if rows.stop - rows.start > num_rows:
+            return assemble_folded(coefficients[samples], scale[samples], basis, layout)
+        mixtures = coefficients[samples].mm(basis[rows.start // num_rows].flatten(1))
+        mixtures = mixtures.unflatten(1, (m, -1)) * scale[samples, :, None]
         return layout.place(mixtures, basis.shape[3:])
 
-    if rows_per_block(x, c_out, layout, groups) == c_out:
-        return convolve_blocks(x, assemble_all, c_out, c_out, layout, groups, geometry)
-    return convolve_blocks(x, assemble_rows, c_out, num_rows, layout, groups, geometry)
+    c_out = num_blocks * num_rows
+    takes_rows = rows_per_block(x, c_out, layout, groups) < c_out
+    y = convolve_blocks(
+        x, assemble, c_out, layout, groups, (stride, padding, dilation),
+        num_rows if takes_rows else c_out,
+    )  # fmt: skip
+    return y if bias is None else add_bias(y, bias)

@@ -8,7 +8,7 @@ import warnings
 from torch import Tensor, nn
 
 from ...arguments import checks_arguments
-from ...ops.mixing import Mixture, assemble_kernels, scale_channels
+from ...ops.mixing import Mixture
 from ...ops.routes import dynamic_conv
 from ..base import DynamicConvNd, DynamicLinear, IntOrTuple
 from ..loaded import check_attention, tensor_of
@@ -94,11 +94,7 @@ class KWLayer(FoldableLayer):
         return self.partition is None
 
     def mix(self, pooled: Tensor) -> Mixture:
-        mixture, _, _ = self._mix_and_scale(pooled)
-        return mixture
-
-    def _mix_and_scale(self, pooled: Tensor) -> tuple[Mixture, Tensor | None, Tensor | None]:
-        """The mixture, and with ``od_heads`` the factors for input and for output channels."""
+        """The mixture of cells (Eq. 1 and 4), with ODConv's factors if there are ``od_heads``."""
         if self.attention is None:
             raise RuntimeError(
                 f'{self} has no warehouse yet: apply a plan that names it '
@@ -111,25 +107,18 @@ class KWLayer(FoldableLayer):
                 f'{_WAY_TO_ANNEAL}'
             )
         cells = self.warehouse()
-        hidden = self.attention.hidden(pooled)
-        alpha = self.attention(hidden, self.warehouse.temperature).to(cells.dtype)
-        channel, filters, spatial = self.attention.od_factors(hidden)
-        spatial = None if spatial is None else spatial.to(cells.dtype)
-        return Mixture(alpha, cells, self.partition, spatial), channel, filters
+        factors = self.attention(pooled, self.warehouse.temperature)
+        alpha, position_scale, *channel_scales = factors
+        if position_scale is not None:
+            position_scale = position_scale.to(cells.dtype)
+        return Mixture(
+            alpha.to(cells.dtype), cells, self.partition, position_scale, *channel_scales
+        )
 
     def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
-        if self.is_folded:
+        if self.basis is not None:
             return self.convolve_folded(x, pooled, **geometry)
-        mixture, channel, filters = self._mix_and_scale(pooled)
-        scales = dict(input_scale=channel, output_scale=filters)
-        return dynamic_conv(x, mixture, self.bias, **scales, **geometry)
-
-    def sample_kernels(self, pooled: Tensor) -> Tensor:
-        mixture, channel, filters = self._mix_and_scale(pooled)
-        kernels = assemble_kernels(*mixture)
-        if channel is None:
-            return kernels
-        return scale_channels(kernels, channel, filters, self.groups)
+        return dynamic_conv(x, self.mix(pooled), self.bias, **geometry)
 
     @property
     def mixing_operations(self) -> int:

@@ -1,0 +1,67 @@
+"""Eq. 4 and its gradient, beside a loop over mixtures and what autograd makes of it."""
+
+import pytest
+import torch
+
+from mmkw.ops import mixture_attention
+
+
+def by_hand(logits, beta, temperature):
+    """Eq. 4, mixture by mixture."""
+    alpha = torch.zeros(*logits.shape[:2], beta.shape[-1], dtype=logits.dtype)
+    for sample, rows in enumerate(logits):
+        for i, row in enumerate(rows):
+            denominator = sum(z.abs() for z in row) + 1e-3
+            learned = row[: beta.shape[-1]] / denominator
+            alpha[sample, i] = temperature * beta[i] + (1 - temperature) * learned
+    return alpha
+
+
+def example(zero_cell=True, scale=1.0):
+    torch.manual_seed(0)
+    logits = scale * torch.randn(2, 3, 4 + zero_cell, dtype=torch.float64)
+    logits[0, 0, 1] = 0
+    return logits.requires_grad_(), torch.eye(3, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('zero_cell', [True, False])
+@pytest.mark.parametrize('temperature', [0.0, 0.3, 1.0])
+def test_equals_the_equation(temperature, zero_cell):
+    logits, beta = example(zero_cell)
+    tau = torch.tensor(temperature, dtype=torch.float64)
+    alpha, expected = mixture_attention(logits, beta, tau), by_hand(logits, beta, tau)
+    torch.testing.assert_close(alpha, expected)
+    weights = torch.randn_like(alpha)
+    (gradient,) = torch.autograd.grad((alpha * weights).sum(), logits)
+    (by_autograd,) = torch.autograd.grad((expected * weights).sum(), logits)
+    torch.testing.assert_close(gradient, by_autograd)
+
+
+def test_gradient_is_bounded_where_logits_are_small():
+    """It is that of Eq. 4 times (s / 0.1) ** 3, with the denominator s."""
+    logits, beta = example(scale=1e-3)
+    tau = torch.tensor(0.25, dtype=torch.float64)
+    alpha, expected = mixture_attention(logits, beta, tau), by_hand(logits, beta, tau)
+    weights = torch.randn_like(alpha)
+    (gradient,) = torch.autograd.grad((alpha * weights).sum(), logits)
+    (steep,) = torch.autograd.grad((expected * weights).sum(), logits)
+    denominators = logits.abs().sum(-1, keepdim=True) + 1e-3
+    assert denominators.max() < 0.1
+    torch.testing.assert_close(gradient, steep * (denominators / 0.1) ** 3)
+
+
+def test_second_derivatives():
+    logits, beta = example()
+    logits = (logits + 0.5 * logits.sign()).detach().requires_grad_()  # away from the kinks
+    tau = torch.tensor(0.3, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda z: mixture_attention(z, beta, tau), logits + 0.01)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    logits, beta = example()
+    logits = logits.detach().to(dtype).requires_grad_()
+    alpha = mixture_attention(logits, beta, torch.tensor(0.3))
+    assert alpha.dtype == torch.float32
+    alpha.sum().backward()
+    assert logits.grad.dtype == dtype
