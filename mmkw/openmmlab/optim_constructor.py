@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from ..methods.base import DynamicConvNd, DynamicLayer
 from ..methods.kernel_warehouse.attention import KernelAttention
 from ..methods.kernel_warehouse.layers import KWLayer
+from .backbones.layer_depth import name_by_depth
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -61,6 +64,45 @@ class KWOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 groups[parameter]['weight_decay'] = self.base_wd * options[f'{kind}_decay_mult']
             if kind == 'bias' and options.get('bias_lr_mult') is not None:
                 groups[parameter]['lr'] = self.base_lr * options['bias_lr_mult']
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class KWLearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
+    """MMDetection's layer-wise learning rates for ConvNeXt, with those of the cells.
+
+    MMDetection's ``LearningRateDecayOptimizerConstructor`` goes by the names of parameters. Cells
+    are in no layer by their names, so it gives them the full rate, while the attentions that use
+    them have that of their layer. Here the cells of a warehouse have the rate of the first layer
+    that uses them, as by MMPretrain's constructor::
+
+        optim_wrapper = dict(
+            constructor='KWLearningRateDecayOptimizerConstructor',
+            paramwise_cfg=dict(decay_type='layer_wise', decay_rate=0.95, num_layers=6))
+
+    Args:
+        optim_wrapper_cfg, paramwise_cfg: as in MMDetection's.
+
+    Raises:
+        NotImplementedError: as in MMDetection's, if the backbone is no ConvNeXt.
+    """
+
+    def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
+        """Add the parameters of the detector ``module`` to the groups ``params``."""
+        from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor
+
+        by_depth = _NamedByDepth(module)
+        LearningRateDecayOptimizerConstructor.add_params(self, params, by_depth, **kwargs)
+
+
+class _NamedByDepth:
+    """What MMDetection's constructor looks at, with the names of layers in those of cells."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        self.detector, self.backbone = detector, detector.backbone
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.detector.named_parameters():
+            yield name_by_depth(self.backbone, name, 'backbone.'), parameter
 
 
 def _basis_biases(model: nn.Module) -> set[nn.Parameter]:
