@@ -1,115 +1,135 @@
 """tools/analysis_tools/compare_methods.py: real runs of a few iterations."""
 
-import json
-import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tiny_runs import load_tool, refused
 
-pytest.importorskip('sklearn')
+load_digits = pytest.importorskip('sklearn.datasets').load_digits
 
-from mmkw.analysis.comparison import METHODS, QUICK, compare
-from mmkw.analysis.comparison.report import summarise
-from mmkw.analysis.comparison.runs import Result
-from mmkw.analysis.comparison.scans import NoisyDigits
+# Puts the tool's folder on the path.
+tool = load_tool('analysis_tools/compare_methods')
+
+from comparison.data import SPLITS, Scans, render, scans_of  # noqa: E402
+from comparison.networks import NETWORKS  # noqa: E402
+from comparison.report import summarise  # noqa: E402
+from comparison.results import Point, Result, Run  # noqa: E402
+from comparison.runs import compare  # noqa: E402
+from comparison.training import QUICK, Recipe, train  # noqa: E402
 
 
-def test_quick(tmp_path, capsys):
-    tool = load_tool('analysis_tools/compare_methods')
-    tool.main(['--quick', '--seeds', '1', '--work-dir', str(tmp_path)])
-    out = capsys.readouterr().out
+def test_quick(tmp_path, capfd):
+    """From nothing to the report; then with a second seed, for which two processes train."""
+    options = ['--quick', '--work-dir', str(tmp_path), '--networks', *NETWORKS]
+    tool.main([*options, '--processes', '1'])
+    out = capfd.readouterr().out
     table = (tmp_path / 'comparison.md').read_text()
-    assert table in out
+    assert table in out and 'nan' not in table
     rows = [line.split(' | ')[0].strip('| ') for line in table.splitlines()[2:]]
-    assert rows == list(METHODS)
+    assert rows == list(NETWORKS)
     assert (tmp_path / 'comparison.png').stat().st_size > 10_000
-    for number in range(1, len(METHODS) + 1):
-        assert f'run {number} of {len(METHODS)}' in out
-    assert ' left' in out
-    for path in tmp_path.glob('*.json'):
-        result = json.loads(path.read_text())['result']
-        assert len(result['losses']) == QUICK.iters
-        assert [iteration for iteration, _ in result['accuracies']] == [2, 4]
+    total = len(NETWORKS)
+    assert f'1 of {total} runs finished; about' in out
+    files = {path: path.read_bytes() for path in tmp_path.glob('*.json')}
+    assert len(files) == total and not list(tmp_path.glob('*.pth'))
+
+    options = ['--quick', '--work-dir', str(tmp_path), '--networks', 'plain', 'DY-Conv 4x']
+    tool.main([*options, '--seeds', '2'])
+    out = capfd.readouterr().out
+    assert '3 of 4 runs finished' in out and '4 of 4 runs finished' in out
+    assert {path: path.read_bytes() for path in files} == files
+    assert (tmp_path / 'comparison.md').read_text().count('±') == 1
+    tool.main([*options, '--seeds', '2', '--report'])
+    assert capfd.readouterr().out.strip() == (tmp_path / 'comparison.md').read_text().strip()
 
 
-@pytest.mark.usefixtures('default_scope')
-def test_goes_on_after_an_interruption(tmp_path):
-    lines = []
+@pytest.mark.parametrize('name', ['plain', 'KW 1x'])
+def test_goes_on_after_an_interruption(tmp_path, name):
+    run, network = Run(name, 1e-3, 1), NETWORKS[name]
+    recipe = replace(QUICK, annealing=0.75)
 
     def stop(line):
-        lines.append(line)
-        if 'seed 1, iteration 3' in line:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(tmp_path, ['plain'], 2, QUICK, stop)
-    (finished,) = tmp_path.glob('*.json')
-    before = finished.read_bytes()
-    lines.clear()
-    results = compare(tmp_path, ['plain'], 2, QUICK, lines.append)
-    assert finished.read_bytes() == before
-    assert len(lines) == QUICK.iters and all('seed 1' in line for line in lines)
-    # As if it had never been interrupted, and the seeds differ.
-    (whole,) = compare(tmp_path / 'whole', ['plain'], 1, QUICK, lines.append)
-    assert results[0].losses == whole.losses
-    assert results[1].losses != whole.losses
-    assert compare(tmp_path, ['plain'], 2, QUICK, lines.append) == results
+        train(run, network, recipe, tmp_path, stop, save_interval=0)
+    (state,) = tmp_path.glob('*.pth')
+    assert torch.load(state, weights_only=True)['iteration'] == 1
+    lines = []
+    resumed = train(run, network, recipe, tmp_path, lines.append)
+    assert len(lines) == 2 and lines[0].startswith(f'{name}, rate 0.001, seed 1: 50%')
+    (tmp_path / 'whole').mkdir()
+    whole = train(run, network, recipe, tmp_path / 'whole', lines.append)
+    assert resumed.curve == whole.curve and resumed.test_accuracy == whole.test_accuracy
+    with pytest.raises(ValueError, match='with iters=4, but .* iters=5; name another'):
+        train(run, network, replace(recipe, iters=5), tmp_path)
 
-    with pytest.raises(ValueError, match='is a run with lr=0.002, but .* lr=0.1; name another'):
-        compare(tmp_path, ['plain'], 2, replace(QUICK, lr=0.1))
+
+def test_refuses_results_of_another_recipe(tmp_path):
+    compare(tmp_path, ['plain'], QUICK, 1, print)
+    with pytest.raises(ValueError, match='with batch_size=4, but .* batch_size=2; name another'):
+        compare(tmp_path, ['plain'], replace(QUICK, batch_size=2), 1, print)
 
 
 def test_bad_arguments(tmp_path):
-    tool = load_tool('analysis_tools/compare_methods')
-    work_dir = ('--work-dir', tmp_path)
-    assert "no method 'KW 3x'; there are: plain; KW" in refused(
-        tool, '--methods', 'KW 3x', *work_dir
-    )
-    assert 'seeds must be positive, but got 0' in refused(tool, '--seeds', '0', *work_dir)
-    assert 'iters must be a positive' in refused(tool, '--iters', '0', *work_dir)
-    with pytest.raises(ValueError, match='1797 scans, but 1000 .* and 800'):
-        replace(QUICK, train_scans=1000, val_scans=800)
+    options = ('--quick', '--work-dir', tmp_path)
+    message = refused(tool, '--networks', 'KW 3x', *options)
+    assert "no network 'KW 3x'; there are: plain; plain, wider; plain, longer; KW 1/2x" in message
+    assert 'number of seeds must be positive, but got 0' in refused(tool, '--seeds', '0', *options)
+    assert 'processes must be positive' in refused(tool, '--processes', '0', *options)
+    message = refused(tool, '--networks', 'KW 1x', '--criterion', *options)
+    assert 'either --networks or --criterion' in message
 
 
-def test_summary_by_hand():
-    accuracies = {'plain': (50, 52, 54), 'KW 1x': (60, 61, 65), 'ODConv 4x': (49, 58, 55)}
-    results = [
-        Result(method, seed, 7, 1.0, [1.0], [(1, 0.0), (2, float(value))])
-        for method, values in accuracies.items()
-        for seed, value in enumerate(values)
-    ]
-    plain, kw, od = summarise(results)
-    assert (plain.mean, plain.deviation, plain.difference) == (52, 2, None)
-    # Gains of 10, 9 and 11: deviation 1, and Student's t of two degrees of freedom is 4.303.
-    assert kw.difference == pytest.approx(10)
-    assert kw.margin == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    # Gains of -1, 6 and 1.
-    assert od.difference == pytest.approx(2)
-    assert od.margin == pytest.approx(4.303 * 13**0.5 / 3**0.5, rel=1e-3)
-    assert [row.verdict for row in (plain, kw, od)] == ['', 'better', 'not shown']
-    (alone,) = summarise(results[3:4])
-    assert alone.difference is None and np.isnan(alone.deviation)
+def test_report_by_hand():
+    """The best rate by validation, the mean of the test, and a common standard deviation."""
+
+    def result(network, rate, seed, val, test):
+        curve = [Point(0.5, 2, 30, val - 8), Point(1, 1, 40, val)]
+        return Result(Run(network, rate, seed), 7, 10**6, 1.0, 1.0, curve, test)
+
+    results = [result('plain', 1e-3, 0, 50, 60), result('plain', 3e-3, 0, 40, 90)]
+    results += [result('plain', 1e-3, 1, 40, 62), result('plain', 1e-3, 2, 60, 64)]
+    results += [result('KW 1x', 1e-3, 0, 40, 10), result('KW 1x', 3e-3, 0, 50, 70)]
+    results += [result('KW 1x', 3e-3, 1, 50, 74), result('KW 1x', 3e-3, 2, 50, 78)]
+    results += [result('KW 4x', 1e-3, 0, 50, 99)]
+    recipe = Recipe(rates=(1e-3, 3e-3))
+    plain, kw = summarise({item.run: item for item in results}, recipe)
+    assert (plain.mean, plain.difference, plain.gain) == (62, None, '')
+    assert kw.mean == 74 and kw.difference == 12
+    # Variances of 4 and 16, and Student's t of four degrees of freedom is 2.776.
+    assert kw.margin == pytest.approx(2.776 * 10**0.5 * (2 / 3) ** 0.5, rel=1e-3)
+    assert kw.gain == '+12.0 ± 7.2, better'
+    first = {item.run: item for item in results if item.run.seed == 0}
+    assert [row.gain for row in summarise(first, recipe)] == ['', '+10.0']
 
 
-def test_data(monkeypatch):
-    """Validation has scans of its own, the same for all seeds."""
-    fake = types.SimpleNamespace(images=np.ones((1797, 8, 8)), target=np.arange(1797))
-    monkeypatch.setattr('sklearn.datasets.load_digits', lambda: fake)
-    options = dict(num_scans=50, num_val_scans=1700, renderings=2, noise=0.1, hidden=0.25)
+def test_images():
+    """Splits have scans of their own, and labels are those of the scans that are drawn."""
+    splits = [scans_of(split) for split in SPLITS]
+    together = torch.cat([scans.images for scans in splits]).flatten(1)
+    digits = load_digits()
+    everything = torch.tensor(digits.data, dtype=torch.float32) / 16
+    assert len(together) == len(everything)
+    order = np.lexsort(together.T.numpy()), np.lexsort(everything.T.numpy())
+    assert torch.equal(together[order[0]], everything[order[1]])
+    labels = torch.cat([scans.digits for scans in splits])
+    assert torch.equal(labels[order[0]], torch.tensor(digits.target)[order[1]])
 
-    def make(split, seed):
-        return NoisyDigits(split, seed, **options)
+    first, again, other = (render(splits[0], 8, seed) for seed in (3, 3, 4))
+    assert torch.equal(first.images, again.images) and torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.images, other.images)
+    assert first.images.shape == (8, 1, 48, 48) and first.labels.shape == (8,)
 
-    first, second, val = make('train', 0), make('train', 1), make('val', 0)
-    everything = NoisyDigits('val', 0, **{**options, 'num_scans': 1700})
-    assert set(val.labels) < set(everything.labels)
-    assert not set(everything.labels) & (set(first.labels) | set(second.labels))
-    assert set(first.labels) != set(second.labels)
-    assert len(first) == 100 and len(set(first.labels)) == 50
-    again = make('train', 0)
-    assert np.array_equal(again.images, first.images)
-    assert not np.array_equal(first.images[0], first.images[1])
-    assert first[3]['inputs'].shape == (1, 32, 32)
-    assert int(first[3]['data_samples'].gt_label) == first.labels[3]
+
+def test_label_is_left_then_right():
+    """Scans of 3 are empty, so that the ink is where the other digit, a 7, is."""
+    images = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
+    images, labels = render(Scans(images, torch.tensor([3, 7])), 400, 0)
+    ink = images[:, 0].mean(1)
+    assert set(labels.tolist()) == {33, 37, 73, 77}
+    left, right = (ink[labels == label].mean(0) for label in (73, 37))
+    assert left[:24].sum() > right[:24].sum() + 3
+    assert right[24:].sum() > left[24:].sum() + 3

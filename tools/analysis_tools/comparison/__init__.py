@@ -1,0 +1,1 @@
+"""Does KernelWarehouse gain? One small problem, and every network trained on it to the end."""
