@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..methods.kernel_warehouse.warehouse import Warehouse
+from ..methods.kernel_warehouse.layers import Warehouse
 from ..openmmlab.backbones.vision_transformer import SplitQKV
 
 

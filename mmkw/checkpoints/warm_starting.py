@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.base import DynamicLinear
-from ..methods.kernel_warehouse.layers import KWLayer
-from ..methods.kernel_warehouse.warehouse import Warehouse
+from ..methods.kernel_warehouse.layers import KWLayer, Warehouse
 from ..openmmlab.backbones.vision_transformer import SplitQKV
 from .loading import load_checkpoint
 from .plain_matching import match_plain

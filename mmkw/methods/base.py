@@ -206,33 +206,25 @@ class DynamicConvNd(DynamicLayer):
             return record_call(self, x)
         self.check_input(x)
         padded = self.pad(x)
-        self.check_size(x, padded)
         return self.convolve(
             padded, self.pool(x), stride=self.stride, padding=self.conv_padding,
             dilation=self.dilation, groups=self.groups,
         )  # fmt: skip
 
     def pad(self, x: Tensor) -> Tensor:
-        """Apply the padding that the convolution itself does not."""
+        """Apply the padding that the convolution itself does not.
+
+        Raises:
+            RuntimeError: as by the plain layer, if the kernel has no place in the padded input.
+        """
+        padded = x
         if self.pad_input is not None:
-            return self.pad_input(self, x)
-        if not self._pads_first:
-            return x
-        mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
-        return F.pad(x, self._pad_widths, mode=mode)
-
-    def check_input(self, x: Tensor) -> None:
-        """Raise ValueError if the shape of ``x`` is not what the layer takes."""
-        if x.dim() != 2 + len(self.kernel_size) or x.shape[1] != self.in_channels:
-            sizes = ', '.join(['N', str(self.in_channels), *'DHW'[-len(self.kernel_size) :]])
-            raise ValueError(
-                f'{type(self).__name__} expects input of shape ({sizes}), but got {tuple(x.shape)}'
-            )
-
-    def check_size(self, x: Tensor, padded: Tensor) -> None:
-        """Raise RuntimeError, as the plain layer does, if the kernel has no place in ``padded``."""
+            padded = self.pad_input(self, x)
+        elif self._pads_first:
+            mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
+            padded = F.pad(x, self._pad_widths, mode=mode)
         if torch.jit.is_tracing():
-            return  # where sizes are recorded and must not be compared
+            return padded  # Sizes are recorded there and must not be compared.
         for given, size, pad, kernel, step in zip(
             x.shape[2:], padded.shape[2:], self.conv_padding, self.kernel_size, self.dilation
         ):
@@ -242,6 +234,15 @@ class DynamicConvNd(DynamicLayer):
                     f'kernel of size {self.kernel_size} (padding {self.padding}, dilation '
                     f'{self.dilation}) has no place in it; give larger images'
                 )
+        return padded
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError if the shape of ``x`` is not what the layer takes."""
+        if x.dim() != 2 + len(self.kernel_size) or x.shape[1] != self.in_channels:
+            sizes = ', '.join(['N', str(self.in_channels), *'DHW'[-len(self.kernel_size) :]])
+            raise ValueError(
+                f'{type(self).__name__} expects input of shape ({sizes}), but got {tuple(x.shape)}'
+            )
 
     def extra_repr(self) -> str:
         return self.join_repr(self.plain_type.extra_repr(self))

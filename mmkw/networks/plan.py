@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..methods.kernel_warehouse.attention import AttentionConfig, AttentionOptions
-from ..methods.kernel_warehouse.layers import KW_LAYERS, KWLayer
+from ..methods.kernel_warehouse.layers import KW_LAYERS, KWLayer, Warehouse
 from ..methods.kernel_warehouse.partition import (
     CellRatio,
     Ratio,
     WarehousePartition,
     partition_kernels,
 )
-from ..methods.kernel_warehouse.warehouse import Warehouse
 from .planned_sequential import keep_out_of_sequence
 from .replacing import kernel_shape_of, match_layers, replace_layers
 

@@ -10,9 +10,8 @@ from fractions import Fraction
 from torch import nn
 
 from ..methods.kernel_warehouse.attention import AttentionConfig, count_parameters
-from ..methods.kernel_warehouse.layers import KWLayer
+from ..methods.kernel_warehouse.layers import KWLayer, Warehouse
 from ..methods.kernel_warehouse.partition import KernelPartition, WarehousePartition
-from ..methods.kernel_warehouse.warehouse import Warehouse
 from .plan import Plan, WarehouseConfig, partition_network
 from .replacing import in_channels_of
 from .tracing import is_weighted

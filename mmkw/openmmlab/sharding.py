@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from ..methods.base import DynamicLayer
-from ..methods.kernel_warehouse.warehouse import Warehouse
+from ..methods.kernel_warehouse.layers import Warehouse
 from ..networks.plan import Warehouses
 
 

@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .mixing import HALF
-from .routes import is_transformed
+from .routes import recording_mode
 
 _EPS = 1e-3
 _MIN_STEEP = 0.1  # delta
@@ -67,7 +67,7 @@ def mixture_attention(
     if logits.dtype in HALF:
         logits = logits.float()
     beta, temperature = beta.to(logits.dtype), temperature.to(logits.dtype)
-    if function == 'caf' and not is_transformed():
+    if function == 'caf' and recording_mode() is None:
         return _Contrast.apply(logits, beta, temperature)
     learned = ATTENTION_FUNCTIONS[function](logits)[..., : beta.shape[-1]]
     return torch.lerp(learned, beta.expand_as(learned), temperature)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,13 +47,14 @@ def convolve_kernels(
 
 def convolve(x, kernels, groups, stride, padding, dilation) -> Tensor:
     """As :func:`convolve_kernels`, by the operation that suits shapes and device."""
-    if _is_pointwise(kernels, groups, stride, padding):
-        if is_channels_last(x):
-            pixels = x.movedim(1, -1).flatten(1, -2)
-            y = pixels.bmm(kernels.flatten(2).transpose(1, 2))
-            return y.unflatten(1, x.shape[2:]).movedim(-1, 1)
+    way = _way(x, kernels, groups, stride, padding)
+    if way == 'products':
         return kernels.flatten(2).bmm(x.flatten(2)).unflatten(2, x.shape[2:])
-    if _takes_samples_apart(x, groups):
+    if way == 'products of pixels':
+        pixels = x.movedim(1, -1).flatten(1, -2)
+        y = pixels.bmm(kernels.flatten(2).transpose(1, 2))
+        return y.unflatten(1, x.shape[2:]).movedim(-1, 1)
+    if way == 'samples':
         conv = CONVOLUTIONS[x.dim() - 2]
         pairs = zip(x.split(1), kernels)
         return torch.cat([conv(*pair, None, stride, padding, dilation) for pair in pairs])
@@ -64,9 +65,10 @@ def convolve_backward(
     grad_y, x, kernels, groups, stride, padding, dilation, *, needs_grad_x: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of kernels and, if needed, of ``x``."""
-    if _is_pointwise(kernels, groups, stride, padding):
+    way = _way(x, kernels, groups, stride, padding)
+    if way.startswith('products'):
         grad, weights, grad_x = grad_y.flatten(2), kernels.flatten(2), None
-        if needs_grad_x and is_channels_last(x):
+        if needs_grad_x and way == 'products of pixels':
             grad_x = grad.transpose(1, 2).bmm(weights).transpose(1, 2).view_as(x)
         elif needs_grad_x:
             grad_x = weights.transpose(1, 2).bmm(grad).view_as(x)
@@ -78,7 +80,7 @@ def convolve_backward(
             [0] * len(stride), groups, [needs_grad_x, True, False],
         )[:2]  # fmt: skip
 
-    if _takes_samples_apart(x, groups):
+    if way == 'samples':
         parts = zip(grad_y.split(1), x.split(1), kernels)
         of_x, of_kernels = zip(*(backward(*part, groups) for part in parts))
         return torch.stack(of_kernels), torch.cat(of_x) if needs_grad_x else None
@@ -91,19 +93,26 @@ def convolve_backward(
     return of_kernels.view_as(kernels), of_x.view_as(x) if needs_grad_x else None
 
 
-def _is_pointwise(kernels: Tensor, groups: int, stride, padding) -> bool:
-    is_single = groups == 1 and kernels[0, 0, 0].numel() == 1
-    return is_single and not any(padding) and set(stride) == {1}
+def _way(x: Tensor, kernels: Tensor, groups: int, stride, padding) -> str:
+    """How to convolve.
+
+    ======================  =====================================================================
+    ``products``            a pointwise convolution is a product of matrices for each sample
+    ``products of pixels``  the same for maps with the channels last
+    ``samples``             a call for each sample: side by side in the channels, they would lose
+                            the memory format, without which the CPU converts maps before and
+                            after each call
+    ``groups``              samples side by side in the channels, as groups of one convolution
+    ======================  =====================================================================
+    """
+    is_last = not x.is_contiguous() and is_channels_last(x)
+    if groups == max(kernels.shape[3:]) == max(stride) == 1 and not any(padding):
+        return 'products of pixels' if is_last else 'products'
+    return 'samples' if is_last and groups == 1 and x.device.type == 'cpu' else 'groups'
 
 
 def is_channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and not x.is_contiguous()
-
-
-def _takes_samples_apart(x: Tensor, groups: int) -> bool:
-    """Whether to make a call for each sample: side by side in the channels, samples would lose
-    the memory format, without which the CPU converts maps before and after each call."""
-    return groups == 1 and x.device.type == 'cpu' and is_channels_last(x)
 
 
 class BlockwiseConv(torch.autograd.Function):
@@ -125,16 +134,15 @@ class BlockwiseConv(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, coefficients, bank, position_scale, input_scale, output_scale)
         ctx.layout, ctx.groups, ctx.geometry = layout, groups, geometry
-
-        def assemble(samples: slice, rows: slice) -> Tensor:
-            kernels = assemble_rows(coefficients[samples], bank[:, rows], layout)
-            if position_scale is None:
-                return kernels
-            return scale_positions(kernels, position_scale[samples])
-
         if input_scale is not None:
             x = scale_maps(x, input_scale)
-        y = convolve_blocks(x, assemble, bank.shape[1], layout, groups, geometry)
+        mixture = Mixture(coefficients, bank, layout, position_scale)
+        parts = blocks(x, bank.shape[1], layout, groups)
+        if len(parts) == 1:
+            y = convolve(x, assemble_block(mixture, *parts[0]), groups, *geometry)
+        else:
+            assemble = functools.partial(assemble_block, mixture)
+            y = convolve_blocks(x, assemble, parts, bank.shape[1], layout, groups, geometry)
         ctx.dtype = y.dtype
         return y if output_scale is None else scale_maps(y, output_scale)
 
@@ -168,21 +176,16 @@ def _backward(ctx, grad_y) -> list[Tensor | None]:
         None if tensor is None else tensor.to(ctx.dtype) for tensor in inputs
     )
     scaled_x = scale_maps(x, input_scale)
-    c_out, parts = bank.shape[1], list(blocks(x, bank.shape[1], ctx.layout, ctx.groups))
+    mixture = Mixture(coefficients, bank, ctx.layout, position_scale, output_scale=output_scale)
+    c_out, parts = bank.shape[1], blocks(x, bank.shape[1], ctx.layout, ctx.groups)
     totals: list[Tensor | None] = []
     for samples, rows in parts:
         found = _block_backward(
             _of_rows(grad_y[samples], c_out, rows),
             scaled_x[samples],
-            Mixture(
-                coefficients[samples],
-                bank[:, rows],
-                ctx.layout,
-                None if position_scale is None else position_scale[samples],
-                output_scale=(
-                    None if output_scale is None else _of_rows(output_scale[samples], c_out, rows)
-                ),
-            ),
+            mixture,
+            samples,
+            rows,
             ctx.groups,
             ctx.geometry,
             needs_x=ctx.needs_input_grad[0] or input_scale is not None,
@@ -238,34 +241,43 @@ def _sum_type(x: Tensor) -> torch.dtype:
 
 
 def _block_backward(
-    grad_y: Tensor, x: Tensor, mixture: Mixture, groups: int, geometry: tuple, needs_x: bool
+    grad_y: Tensor,
+    x: Tensor,
+    mixture: Mixture,
+    samples: slice,
+    rows: slice,
+    groups: int,
+    geometry: tuple,
+    needs_x: bool,
 ) -> list[Tensor | None]:
     """The gradients of ``x``, coefficients, bank, position and output scales, of one block.
 
     Args:
-        grad_y: shape ``(N, output groups, rows, *out_size)``.
-        x: the samples of the block, scaled.
-        mixture: of the block; the output scale has shape ``(N, output groups, rows)``.
+        grad_y: of the block, shape ``(N, output groups, rows, *out_size)``.
+        x: of the block, with the input scale.
+        mixture: of all blocks.
+        samples, rows: which block it is.
         groups, geometry: of the convolution.
         needs_x: whether the gradient of ``x`` is needed.
     """
-    coefficients, bank, layout, position_scale, _, output_scale = mixture
-    unscaled = kernels = assemble_rows(coefficients, bank, layout)
-    if position_scale is not None:
-        kernels = scale_positions(unscaled, position_scale)
-    factors = None if output_scale is None else output_scale.flatten(1)
+    coefficients, bank = mixture.coefficients[samples], mixture.bank[:, rows]
+    unscaled = kernels = assemble_block(mixture._replace(position_scale=None), samples, rows)
+    of_output = of_position = factors = None
+    if mixture.position_scale is not None:
+        kernels = scale_positions(unscaled, mixture.position_scale[samples])
+    if mixture.output_scale is not None:
+        factors = _of_rows(mixture.output_scale[samples], mixture.bank.shape[1], rows).flatten(1)
     of_kernels, of_x = convolve_backward(
         grad_y.flatten(1, 2), x, scale_maps(kernels, factors), groups, *geometry,
         needs_grad_x=needs_x,
     )  # fmt: skip
-    of_output = of_position = None
     if factors is not None:
         of_output = _sum_over(of_kernels * kernels, 2)
         of_kernels = scale_maps(of_kernels, factors)
-    if position_scale is not None:
+    if mixture.position_scale is not None:
         of_position = (of_kernels * unscaled).flatten(3).sum((1, 2), dtype=_sum_type(x))
-        of_kernels = scale_positions(of_kernels, position_scale)
-    grad = layout.collect(of_kernels, bank.shape[1:]).flatten(0, 1)
+        of_kernels = scale_positions(of_kernels, mixture.position_scale[samples])
+    grad = mixture.layout.collect(of_kernels, bank.shape[1:]).flatten(0, 1)
     of_coefficients = grad.mm(bank.flatten(1).t()).view(coefficients.shape)
     of_bank = coefficients.flatten(0, 1).t().mm(grad).view(bank.shape)
     return [of_x, of_coefficients, of_bank, of_position, of_output]
@@ -274,29 +286,26 @@ def _block_backward(
 def convolve_blocks(
     x: Tensor,
     assemble: Callable[[slice, slice], Tensor],
+    parts: Sequence[tuple[slice, slice]],
     c_out: int,
     layout: KernelLayout,
     groups: int,
     geometry: tuple,
-    num_rows: int | None = None,
 ) -> Tensor:
     """Convolve each sample with its own kernel, block by block.
 
     Args:
         x: shape ``(N, in_channels, *size)``.
         assemble: makes the kernels of some samples for some rows.
+        parts: the blocks, see :func:`blocks`.
         c_out: rows of the bank's tensors.
         layout: where mixtures stand in the kernel.
         groups: of the convolution.
         geometry: stride, padding and dilation.
-        num_rows: rows of a block. Defaults to ``None``, :func:`rows_per_block`.
 
     Returns:
         Shape ``(N, out_channels, *out_size)``, in the memory format of ``x``.
     """
-    parts = list(blocks(x, c_out, layout, groups, num_rows))
-    if len(parts) == 1:
-        return convolve(x, assemble(*parts[0]), groups, *geometry)
     y = None
     for samples, rows in parts:
         part = convolve(x[samples], assemble(samples, rows), groups, *geometry)
@@ -313,16 +322,28 @@ def convolve_blocks(
 
 def blocks(
     x: Tensor, c_out: int, layout: KernelLayout, groups: int, num_rows: int | None = None
-) -> Iterator[tuple[slice, slice]]:
-    """Samples and rows of each block."""
+) -> list[tuple[slice, slice]]:
+    """Samples and rows of each block.
+
+    Args:
+        x: shape ``(N, in_channels, *size)``.
+        c_out: rows of the bank's tensors.
+        layout: where mixtures stand in the kernel.
+        groups: of the convolution.
+        num_rows: rows of a block. Defaults to ``None``, :func:`rows_per_block`.
+    """
     limit = BLOCK_BYTES.get(x.device.type, BLOCK_BYTES['cuda'])
-    row_bytes = math.prod(layout.kernel_shape) // c_out * x.element_size()
+    kernel_bytes = math.prod(layout.kernel_shape) * x.element_size()
+    if num_rows is None and len(x) * kernel_bytes <= limit:
+        return [(slice(0, len(x)), slice(0, c_out))]
     if num_rows is None:
         num_rows = rows_per_block(x, c_out, layout, groups)
-    samples = max(limit // (row_bytes * num_rows), 1)
-    for first in range(0, len(x), samples):
-        for row in range(0, c_out, num_rows):
-            yield slice(first, first + samples), slice(row, row + num_rows)
+    samples = max(limit // (kernel_bytes // c_out * num_rows), 1)
+    return [
+        (slice(first, first + samples), slice(row, row + num_rows))
+        for first in range(0, len(x), samples)
+        for row in range(0, c_out, num_rows)
+    ]
 
 
 def rows_per_block(x: Tensor, c_out: int, layout: KernelLayout, groups: int) -> int:
@@ -330,17 +351,12 @@ def rows_per_block(x: Tensor, c_out: int, layout: KernelLayout, groups: int) -> 
     if x.device.type != 'cpu' or groups > 1 or is_channels_last(x):
         return c_out
     row_bytes = math.prod(layout.kernel_shape) // c_out * x.element_size()
-    fitting = _divisor(c_out, BLOCK_BYTES['cpu'] // (len(x) * row_bytes))
-    return max(fitting, fewest_rows(c_out))
-
-
-def fewest_rows(c_out: int) -> int:
-    """The smallest useful number of rows in a block."""
-    return _divisor(c_out, MIN_ROWS)
+    fitting = divisor(c_out, BLOCK_BYTES['cpu'] // (len(x) * row_bytes))
+    return max(fitting, divisor(c_out, MIN_ROWS))
 
 
 @functools.lru_cache(maxsize=256)
-def _divisor(number: int, limit: int) -> int:
+def divisor(number: int, limit: int) -> int:
     """The largest divisor of a number that is no larger than the limit, at least 1."""
     return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(limit, 1))
 
@@ -350,7 +366,11 @@ def _of_rows(y: Tensor, c_out: int, rows: slice) -> Tensor:
     return y.unflatten(1, (-1, c_out))[:, :, rows]
 
 
-def assemble_rows(coefficients: Tensor, bank: Tensor, layout: KernelLayout) -> Tensor:
-    """As :func:`assemble_kernels`, for some rows of the bank and without gradients."""
+def assemble_block(mixture: Mixture, samples: slice, rows: slice) -> Tensor:
+    """As :func:`assemble_kernels`, for some samples and some rows of the bank."""
+    coefficients, bank = mixture.coefficients[samples], mixture.bank[:, rows]
     mixtures = coefficients.flatten(0, 1).mm(bank.flatten(1))
-    return layout.place(mixtures.view(*coefficients.shape[:2], -1), bank.shape[1:])
+    kernels = mixture.layout.place(mixtures.view(*coefficients.shape[:2], -1), bank.shape[1:])
+    if mixture.position_scale is None:
+        return kernels
+    return scale_positions(kernels, mixture.position_scale[samples])

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
+# Of the axes (sample, position, output group, input group, c_out, c_in, the cell's own position)
+# in kernels. A kernel's size is made up of positions or of the cells' own, never of both.
+_KERNEL_ORDER = (0, 2, 4, 3, 5, 1, 6)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -50,16 +53,19 @@ class KernelLayout:
         Returns:
             Shape ``(N, out_groups * c_out, in_channels / groups, *kernel_size)``.
         """
-        shape, order = self._axes(cell_shape)
-        kernels = mixtures.reshape(shape).permute(order)
-        out_channels, in_channels = shape[2] * shape[4], shape[3] * shape[5]
-        return kernels.reshape(mixtures.shape[0], out_channels, in_channels, *self.kernel_shape[2:])
+        c_out, c_in, *spatial = cell_shape
+        _, out_groups, in_groups = self.grid
+        axes = (mixtures.shape[0], *self.grid, c_out, c_in, math.prod(spatial))
+        kernels = mixtures.reshape(axes).permute(_KERNEL_ORDER)
+        size = self.kernel_shape[2:]
+        return kernels.reshape(mixtures.shape[0], out_groups * c_out, in_groups * c_in, *size)
 
     def collect(self, kernels: Tensor, cell_shape: Sequence[int]) -> Tensor:
         """The inverse of :meth:`place`, of shape ``(N, m, elements of a cell)``."""
-        shape, order = self._axes(cell_shape)
-        blocks = kernels.reshape([kernels.shape[0], *(shape[i] for i in order[1:])])
-        blocks = blocks.permute([order.index(i) for i in range(len(order))])
+        c_out, c_in, *spatial = cell_shape
+        axes = (kernels.shape[0], *self.grid, c_out, c_in, math.prod(spatial))
+        blocks = kernels.reshape([axes[i] for i in _KERNEL_ORDER])
+        blocks = blocks.permute([_KERNEL_ORDER.index(i) for i in range(len(axes))])
         return blocks.reshape(kernels.shape[0], self.num_mixtures, -1)
 
     def cut(self, kernel: Tensor, cell_shape: Sequence[int]) -> Tensor:
@@ -73,14 +79,6 @@ class KernelLayout:
             Shape ``(m, c_out, c_in, *spatial)``, in the order of the mixtures.
         """
         return self.collect(kernel[None], cell_shape).reshape(-1, *cell_shape)
-
-    def _axes(self, cell_shape: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The axes of mixtures, and their order in kernels.
-
-        A kernel's size is made up of positions or of the cells' own spatial size, never of both.
-        """
-        c_out, c_in, *spatial = cell_shape
-        return [-1, *self.grid, c_out, c_in, math.prod(spatial)], [0, 2, 4, 3, 5, 1, 6]
 
 
 class Mixture(NamedTuple):
@@ -133,10 +131,10 @@ def scale_channels(kernels: Tensor, mixture: Mixture, groups: int) -> Tensor:
     """
     ones = [1] * (kernels.dim() - 3)
     if mixture.input_scale is not None:
-        factors = mixture.input_scale.view(len(kernels), groups, 1, -1, *ones)
+        factors = mixture.input_scale.view(kernels.shape[0], groups, 1, -1, *ones)
         kernels = (kernels.unflatten(1, (groups, -1)) * factors).flatten(1, 2)
     if mixture.output_scale is not None:
-        kernels = kernels * mixture.output_scale.view(len(kernels), -1, 1, *ones)
+        kernels = kernels * mixture.output_scale.view(kernels.shape[0], -1, 1, *ones)
     return kernels
 
 

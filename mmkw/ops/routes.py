@@ -103,11 +103,11 @@ def kernel_conv(
     groups: int = 1,
 ) -> Tensor:
     """As :func:`dynamic_conv`, with kernels ``(N, out, in / groups, *kernel_size)`` as they are."""
-    geometry = (stride, padding, dilation)
-    if takes_matrices():
+    geometry, mode = (stride, padding, dilation), recording_mode()
+    if _forced_route == 'unfolded' or (_forced_route is None and mode == 'any batch'):
         matrices = kernel_matrices(kernels, groups)
         y = convolve_matrices(x, matrices, kernels.shape[3:], *geometry)
-    elif is_transformed() or not len(x):
+    elif mode is not None or x.shape[0] == 0:
         y = convolve_kernels(x, kernels, groups, *geometry)
     else:
         y = convolve(x, kernels, groups, *geometry)
@@ -135,9 +135,10 @@ def choose_route(x: Tensor, mixture: Mixture, groups: int) -> str:
     take, is at most twice ``positions * output groups``, the mixtures of a kernel for one input
     group. Measured on two cores, responses are faster up to there.
     """
-    if takes_matrices():
+    mode = recording_mode()
+    if _forced_route == 'unfolded' or (_forced_route is None and mode == 'any batch'):
         return 'unfolded'
-    if not len(x):
+    if x.shape[0] == 0:
         return 'reference'
     _, bank, layout, position_scale, *_ = mixture
     takes_responses = groups == 1 and position_scale is None and max(bank.shape[3:]) == 1
@@ -148,22 +149,11 @@ def choose_route(x: Tensor, mixture: Mixture, groups: int) -> str:
     is_small = in_groups * math.prod(x.shape[2:]) <= 2 * positions * out_groups
     if takes_responses and is_small and x.device.type == 'cpu':
         return 'bank_responses'
-    return 'reference' if is_transformed() else 'blockwise'
+    return 'blockwise' if mode is None else 'reference'
 
 
 def is_forced(route: str) -> bool:
     return _forced_route == route
-
-
-def takes_matrices() -> bool:
-    """Whether the unfolded route is taken: forced, or for a recording that has to serve any batch.
-
-    The other routes have a convolution with a group for each sample, and recordings keep the
-    number of groups.
-    """
-    if _forced_route is not None:
-        return _forced_route == 'unfolded'
-    return torch.jit.is_tracing() or _is_exporting()
 
 
 # Unknown to PyTorch before 2.7.
@@ -173,15 +163,19 @@ _is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 _is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)
 
 
-def is_transformed() -> bool:
+def recording_mode() -> str | None:
     """Whether PyTorch records or transforms the computation, which needs plain operations.
 
-    It records for the compiler and for ``torch.jit``; ``torch.func`` and forward-mode
-    differentiation transform.
+    ================  ==========================================================================
+    ``'any batch'``   ``torch.jit.trace`` and ``torch.export`` record a graph that has to serve any
+                      batch: the unfolded route, as recordings keep the number of groups, and the
+                      other routes have a group for each sample
+    ``'as it is'``    the compiler records, or ``torch.func`` or forward-mode differentiation
+                      transforms: the reference
+    ``None``          nothing of that
+    ================  ==========================================================================
     """
-    return (
-        _is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    if torch.jit.is_tracing() or _is_exporting():
+        return 'any batch'
+    is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return 'as it is' if is_transformed or _is_compiling() else None

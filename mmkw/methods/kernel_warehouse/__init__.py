@@ -2,10 +2,9 @@
 
 from .attention import AttentionConfig, KernelAttention
 from .folding import fold_attentions, unfold_attentions
-from .layers import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
+from .layers import KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear, Warehouse
 from .method import KernelWarehouse
 from .partition import KernelPartition, WarehousePartition, partition_kernels
-from .warehouse import Warehouse
 
 __all__ = [
     'AttentionConfig',

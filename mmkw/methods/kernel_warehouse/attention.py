@@ -317,7 +317,7 @@ class KernelAttention(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``z`` of Eq. 4, shape ``(N, m, n + 1)``: an affine map of hidden vectors."""
-        logits = self.fc2(hidden).unflatten(1, (self.partition.num_mixtures, -1))
+        logits = self.fc2(hidden).unflatten(1, (len(self.beta), -1))
         return logits if self.fc3 is None else self._expand_basis(logits)
 
     def _expand_basis(self, logits: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from ...arguments import is_number
 from ...ops.attention import normaliser
-from ...ops.convolution import convolve_blocks, fewest_rows, rows_per_block
+from ...ops.convolution import MIN_ROWS, blocks, convolve_blocks, divisor, rows_per_block
 from ...ops.mixing import KernelLayout
-from ...ops.routes import add_bias, is_forced, is_transformed, kernel_conv, takes_matrices
+from ...ops.routes import add_bias, is_forced, kernel_conv, recording_mode
 from ..base import DynamicLayer
+from ..temperature import AnnealedModule
 from .attention import KernelAttention
 from .partition import KernelPartition
-from .warehouse import Warehouse
 
 # Enough to notice any change of weights that is not made on purpose to go unnoticed.
 _NUM_SAMPLES = 64
@@ -50,7 +50,7 @@ class FoldableLayer(DynamicLayer):
 
     attention: KernelAttention | None
     partition: KernelPartition | None
-    warehouse: Warehouse
+    warehouse: AnnealedModule
     basis: Tensor | None
 
     def __init__(self, *args, **kwargs) -> None:
@@ -131,7 +131,7 @@ class FoldableLayer(DynamicLayer):
 
     def _refresh_fold(self) -> None:
         """Fold anew if what the basis was made of is not what it was."""
-        if is_transformed():
+        if recording_mode() is not None:
             return
         versions, samples = self._fold_source
         is_same = versions == self._versions()
@@ -222,9 +222,9 @@ def fold_cells(weights: Tensor, cells: Tensor, groups: int) -> Tensor:
         Shape ``(blocks, k, m, rows, c_in, *spatial)``.
     """
     c_out = cells.shape[1]
-    rows = fewest_rows(c_out) if groups == 1 else c_out
-    blocks = cells.unflatten(1, (-1, rows)).transpose(0, 1).flatten(2)
-    mixed = weights.flatten(0, 1).expand(len(blocks), -1, -1).bmm(blocks)
+    rows = divisor(c_out, MIN_ROWS) if groups == 1 else c_out
+    row_blocks = cells.unflatten(1, (-1, rows)).transpose(0, 1).flatten(2)
+    mixed = weights.flatten(0, 1).expand(len(row_blocks), -1, -1).bmm(row_blocks)
     return mixed.view(-1, *weights.shape[:2], rows, *cells.shape[2:])
 
 
@@ -265,7 +265,8 @@ def folded_conv(
     groups: int = 1,
 ) -> Tensor:
     """As :func:`~mmkw.ops.dynamic_conv`, with the kernels of :func:`assemble_folded`."""
-    if takes_matrices() or is_forced('reference') or is_transformed() or not len(x):
+    is_recorded = recording_mode() is not None or is_forced('unfolded')
+    if is_recorded or is_forced('reference') or x.shape[0] == 0:
         kernels = assemble_folded(coefficients, scale, basis, layout)
         return kernel_conv(x, kernels, bias, stride, padding, dilation, groups)
     num_blocks, _, m, num_rows = basis.shape[:4]
@@ -279,8 +280,7 @@ def folded_conv(
 
     c_out = num_blocks * num_rows
     takes_rows = rows_per_block(x, c_out, layout, groups) < c_out
-    y = convolve_blocks(
-        x, assemble, c_out, layout, groups, (stride, padding, dilation),
-        num_rows if takes_rows else c_out,
-    )  # fmt: skip
+    parts = blocks(x, c_out, layout, groups, num_rows if takes_rows else c_out)
+    geometry = (stride, padding, dilation)
+    y = convolve_blocks(x, assemble, parts, c_out, layout, groups, geometry)
     return y if bias is None else add_bias(y, bias)

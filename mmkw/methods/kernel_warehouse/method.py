@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from ..registry import Method, register_method
 from .attention import AttentionOptions
-from .layers import KW_LAYERS
+from .layers import KW_LAYERS, Warehouse
 from .partition import CellRatio, Ratio
-from .warehouse import Warehouse
 
 
 @register_method
