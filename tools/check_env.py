@@ -1,6 +1,6 @@
 """See whether this Python can run mmkw: ``python tools/check_env.py MODULE...``.
 
-Imports each module and compares its version with the lower bound in requirements.txt. Where
+Imports each module and compares its version with the lower bound in pyproject.toml. Where
 something is amiss it says what, with the pip line to type, and exits with 1. Installs nothing.
 """
 
@@ -11,7 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
-REQUIREMENTS = Path(__file__).resolve().parent.parent / 'requirements.txt'
+METADATA = Path(__file__).resolve().parent.parent / 'pyproject.toml'
 PACKAGE_OF_MODULE = {
     'mim': 'openmim',
     'sklearn': 'scikit-learn',
@@ -21,9 +21,9 @@ PACKAGE_OF_MODULE = {
 
 
 def read_requirements():
-    """Return the lines of requirements.txt by package name."""
-    lines = REQUIREMENTS.read_text(encoding='utf-8').splitlines()
-    return {re.match(r'[\w-]+', line).group(): line for line in lines if line[:1].isalpha()}
+    """Return the requirements in pyproject.toml by package name; Python 3.9 has no tomllib."""
+    lines = METADATA.read_text(encoding='utf-8')
+    return {name: name + bounds for name, bounds in re.findall(r'"([\w-]+)(>=[^"]+)"', lines)}
 
 
 def parse_version(text):
@@ -57,7 +57,7 @@ def describe_remedy(packages, requirements):
     lines = [f'  {pip} {" ".join(needed.values())}'] if needed else []
     if mmcv:
         lines += [
-            f"  {pip} 'setuptools<81' wheel ninja psutil",
+            f"  {pip} 'setuptools<82' wheel ninja psutil",
             f'  MMCV_WITH_OPS=1 {pip} --no-build-isolation {mmcv}',
             '(the last compiles for some minutes; with a torch that OpenMMLab has wheels for,',
             f'"mim install {mmcv}" is quicker)',

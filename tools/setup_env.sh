@@ -1,15 +1,40 @@
 #!/usr/bin/env bash
-# Install what mmkw needs into .venv: `bash tools/setup_env.sh`. Where it is all there, nothing happens.
+# Install what mmkw needs: `bash tools/setup_env.sh [STACK]`. Where it is all there, nothing happens.
 #
-# The versions stand in requirements/tested.txt and nowhere else. A finished step leaves a stamp in
-# .venv/.setup, so a run that was interrupted goes on with the step it was in.
+#   openmmlab   the packages of OpenMMLab, in .venv (the default)
+#   onedl       their maintained fork, in .venv-fork
+#   oldest      the oldest versions that pyproject.toml allows, in .venv-oldest
+#
+# Versions stand in requirements/tested.txt and pyproject.toml, and nowhere else. A finished step
+# leaves a stamp in .setup, so a run that was interrupted goes on with the step it was in. mmcv
+# is compiled, where it has to be, while pip installs the rest.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-readonly python=.venv/bin/python log=.venv/setup.log stamps=.venv/.setup pins=requirements/tested.txt
-readonly supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
-key=$({ pwd && cat "$pins" requirements.txt setup.cfg tools/setup_env.sh; } | cksum)
-ticker=
+readonly stack=${1:-openmmlab} prefix=$([[ ${1:-} != onedl ]] || echo onedl-)
+pins=requirements/tested.txt pythons=(python3.11 python3.12 python3.10 python3 python)
+tested='3.10 to 3.13' supported='(3, 10) <= sys.version_info[:2] <= (3, 13)'
+case $stack in
+openmmlab)
+    venv=.venv packages=(mmengine mmdet mmpretrain setuptools) mim=openmim ;;
+onedl)
+    venv=.venv-fork packages=(onedl-mmengine onedl-mmdetection onedl-mmpretrain) mim=onedl-mim ;;
+oldest)
+    venv=.venv-oldest packages=(mmengine mmdet mmpretrain setuptools) mim=openmim
+    pins=$venv/oldest.txt pythons=(python3.9) tested=3.9 supported='sys.version_info[:2] == (3, 9)' ;;
+*)
+    printf 'no stack %s; give openmmlab, onedl or oldest\n' "$stack" >&2 && exit 1 ;;
+esac
+readonly python=$venv/bin/python log=$venv/setup.log mmcv_log=$venv/mmcv.log stamps=$venv/.setup
+supported="import sys; sys.exit(not $supported)"
+mkdir -p "$venv"
+if [[ $stack == oldest ]]; then
+    # The lower bounds as pins. torch before 2.3 is compiled for NumPy 1, OpenCV from 4.12 for 2.
+    { grep -oE '"[a-z-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/; /^setuptools/d'
+        printf '%s\n' 'setuptools<82' 'numpy<2' 'opencv-python<4.12'; } >"$pins"
+fi
+key=$({ pwd && cat "$pins" pyproject.toml tools/setup_env.sh; } | cksum)
+ticker= builder=
 exec 3>&2 # the steps write to the log; what the user must see goes here
 
 fail() {
@@ -17,25 +42,29 @@ fail() {
     exit 1
 }
 
+is_done() { # is_done FUNCTION
+    [[ -f $stamps/$1 && $(<"$stamps/$1") == "$key" ]]
+}
+
 step() { # step NUMBER FUNCTION 'what it does'
-    local stamp=$stamps/$2 begun=$SECONDS
-    [[ ! -f $stamp || $(<"$stamp") != "$key" ]] || return 0
+    local begun=$SECONDS
+    ! is_done "$2" || return 0
     mkdir -p "$stamps"
     printf '[%s/4] %s\n' "$1" "$3"
     show_life "$begun" &
     ticker=$!
     "$2" >"$log" 2>&1 || explain_failure "$1" "$2"
     stop_showing_life
-    printf '%s\n' "$key" >"$stamp"
+    printf '%s\n' "$key" >"$stamps/$2"
     printf '      done in %d s\n' $((SECONDS - begun))
 }
 
 show_life() { # show_life BEGUN
     local files
     while sleep 30 >/dev/null 2>&1 3>&- && kill -0 $$ 2>/dev/null; do
-        files=$(grep -aoE '^ *\[[0-9]+/[0-9]+\]' "$log" | tail -n 1 | tr -d ' []') || true
+        files=$(grep -aoE '^ *\[[0-9]+/[0-9]+\]' "$mmcv_log" 2>/dev/null | tail -n 1 | tr -d ' []') || true
         printf '      ... busy for %d s%s (log: %s)\n' \
-            $((SECONDS - $1)) "${files:+, $files files compiled}" "$log"
+            $((SECONDS - $1)) "${files:+, $files files of mmcv compiled}" "$log"
     done
 }
 
@@ -44,17 +73,28 @@ stop_showing_life() {
     ticker=
 }
 
+stop_building() {
+    [[ -z $builder ]] || kill -- "-$builder" 2>/dev/null || true
+    builder=
+}
+
 explain_failure() { # explain_failure NUMBER FUNCTION
     local reason='see the lines above.'
     stop_showing_life
     printf '\n%s\n(all of it: %s)\n' "$(tail -n 20 "$log")" "$log" >&3
     case "$2: $(<"$log")" in
     *'No space left on device'*)
-        reason='the disk is full; .venv takes 6 GB, and pip may keep a copy of what it fetched.' ;;
+        reason="the disk is full; $venv takes 6 GB, and pip may keep a copy of what it fetched." ;;
     *ConnectionError* | *'Max retries'* | *'timed out'*)
         reason="pip could not reach its index; check the network, the proxy and 'pip config list'." ;;
     install_mmcv:*'Killed signal'*)
         reason='the compiler ran out of memory; put MAX_JOBS=1 before the command.' ;;
+    install_mmcv:*'no C++ compiler'*)
+        reason='mmcv must be compiled, and there is no C++ compiler; on Debian and Ubuntu:
+apt-get install g++' ;;
+    install_mmcv:*'no Python.h'*)
+        reason="mmcv must be compiled, and Python's headers are missing; on Debian and Ubuntu:
+apt-get install python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-dev" ;;
     install_mmcv:*)
         [[ ${FORCE_CUDA:-0} == 0 ]] ||
             reason='mmcv does not compile for CUDA; put FORCE_CUDA=0 before the command to go without.' ;;
@@ -65,38 +105,47 @@ Then type the same command again; the finished steps are kept."
 
 forget_unfinished_packages() { # pip writes RECORD last; without it, the package is half-installed
     local info
-    for info in .venv/lib/python*/site-packages/*.dist-info; do
+    for info in "$venv"/lib/python*/site-packages/*.dist-info; do
         [[ -f $info/RECORD ]] || rm -rf "$info"
     done
 }
 
+run_pip() { # run_pip COMMAND [OPTION...]
+    "$python" -m pip --disable-pip-version-check --no-input "$1" \
+        --progress-bar off --constraint "$pins" "${@:2}"
+}
+
 pip_install() {
     forget_unfinished_packages
-    "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
-        --constraint "$pins" "$@"
+    run_pip install "$@"
 }
 
 create_venv() {
     local candidate lacks_ensurepip=
     forget_unfinished_packages
     if "$python" -m pip show pip; then
-        "$python" -c "$supported" || fail ".venv holds $("$python" --version); the tested versions \
-need Python 3.10 to 3.12. Move .venv away, or use it as it is with PYTHON=$python"
+        "$python" -c "$supported" || fail "$venv holds $("$python" --version); the tested versions \
+need Python $tested. Move $venv away, or use it as it is with PYTHON=$python"
         return
     fi
-    for candidate in python3.11 python3.12 python3.10 python3 python; do
+    for candidate in "${pythons[@]}"; do
         "$candidate" -c "$supported" || continue
         if "$candidate" -c 'import ensurepip'; then
-            rm -f .venv/bin/python*
-            "$candidate" -m venv .venv
+            rm -f "$venv"/bin/python*
+            "$candidate" -m venv "$venv"
             return
         fi
         lacks_ensurepip=${lacks_ensurepip:-$candidate}
     done
     [[ -z $lacks_ensurepip ]] || fail "$lacks_ensurepip cannot make virtual environments; \
 on Debian and Ubuntu: apt-get install $lacks_ensurepip-venv"
-    fail "there is no Python 3.11 (nor 3.12 or 3.10) on the PATH. Install python3.11, or use an \
-environment that you have with PYTHON=/path/to/python"
+    fail "there is no Python $tested on the PATH. Install ${pythons[0]}, or use an environment that \
+you have with PYTHON=/path/to/python"
+}
+
+say_time() { # a file takes about 10 s of a core; the rest, 2 to 4 minutes
+    local minutes=$((77 * 10 / ${MAX_JOBS:-$(nproc)} / 60 + 3))
+    printf '      In all about %d minutes if mmcv has to be compiled, else 3; 6 GB.\n' $minutes
 }
 
 install_torch() {
@@ -104,32 +153,54 @@ install_torch() {
         "$python" -c 'import torch, torchvision'
 }
 
-install_mmcv() {
+begin_mmcv() { # in the background and in a process group of its own, to be stopped as one
+    set -m
+    wheel_of_mmcv >"$mmcv_log" 2>&1 3>&- &
+    builder=$!
+    set +m
+}
+
+wheel_of_mmcv() { # wheel_of_mmcv [PIP OPTION...]; from the index, from pip's cache, or compiled
+    rm -rf "$venv/wheels"
+    choose_cuda
+    [[ $# != 0 ]] || ! run_pip wheel --no-deps --only-binary "${prefix}mmcv" \
+        --wheel-dir "$venv/wheels" "${prefix}mmcv" || return 0
+    command -v "${CXX:-c++}" || { echo 'no C++ compiler' && return 1; }
+    [[ -f $("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]] ||
+        { echo 'no Python.h' && return 1; }
+    # torch looks for ninja on the PATH, and compiles one file after the other without it.
+    PATH=$PWD/$venv/bin:$PATH MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} \
+        CFLAGS="${CFLAGS:-} -g0" run_pip wheel --verbose --no-deps --no-build-isolation \
+        --wheel-dir "$venv/wheels" "$@" "${prefix}mmcv"
+}
+
+choose_cuda() {
     export FORCE_CUDA=${FORCE_CUDA:-$("$python" -c 'import torch
 from torch.utils.cpp_extension import CUDA_HOME
 print(int(torch.cuda.is_available() and CUDA_HOME is not None))')}
     # mmcv compiles for CUDA wherever torch sees a GPU, with or without nvcc.
     [[ $FORCE_CUDA == 1 ]] || export CUDA_VISIBLE_DEVICES=
-    pip_install --only-binary mmcv mmcv || compile_mmcv || return
-    # OpenCV's usual package needs a desktop's libraries; the headless one does without.
-    "$python" -c 'import cv2' || pip_install --no-deps --force-reinstall opencv-python-headless || return
-    # pip's cache may hold operators compiled for another torch, or without CUDA.
-    operators_load ||
-        { compile_mmcv --no-cache-dir --no-binary mmcv --no-deps --force-reinstall && operators_load; }
 }
 
-compile_mmcv() { # compile_mmcv [PIP OPTION...]
-    local headers
-    headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-    command -v "${CXX:-c++}" || fail 'mmcv must be compiled, and there is no C++ compiler; on Debian and
-Ubuntu: apt-get install g++'
-    [[ -f $headers/Python.h ]] || fail "mmcv must be compiled, and $headers/Python.h is missing; on \
-Debian and Ubuntu: apt-get install $(basename "$headers")-dev"
-    printf '      no wheel on the index: compiling, 6 to 10 minutes on two cores and longer for CUDA,
-      or seconds where pip has kept what it compiled before\n' >&3
-    # torch looks for ninja on the PATH, and compiles one file after the other without it.
-    PATH=$PWD/.venv/bin:$PATH MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} CFLAGS="${CFLAGS:-} -g0" \
-        pip_install --verbose --no-build-isolation "$@" mmcv
+install_mmkw() {
+    pip_install --editable '.[demo,docs,test]' "${packages[@]}" &&
+        # OpenCV's usual package needs a desktop's libraries; the headless one does without.
+        { "$python" -c 'import cv2' || pip_install --no-deps --force-reinstall opencv-python-headless; } &&
+        # Beside the other packages, as it asks for old versions of them that it can do without.
+        pip_install --no-deps --upgrade --target "$venv/mim" "$mim"
+}
+
+install_mmcv() {
+    choose_cuda
+    wait "$builder" || { cat "$mmcv_log" && return 1; }
+    builder=
+    pip_install --no-deps --force-reinstall "$venv"/wheels/*.whl || return
+    # pip's cache may hold operators compiled for another torch, or without CUDA.
+    operators_load || { wheel_of_mmcv --no-cache-dir --no-binary "${prefix}mmcv" >"$mmcv_log" 2>&1 &&
+        pip_install --no-deps --force-reinstall "$venv"/wheels/*.whl && operators_load; } ||
+        { cat "$mmcv_log" && return 1; }
+    rm -rf "$venv/wheels"
+    "$python" -c 'import mmdet, mmpretrain'
 }
 
 operators_load() {
@@ -137,14 +208,11 @@ operators_load() {
 sys.exit($FORCE_CUDA and mmcv.ops.get_compiling_cuda_version() == 'not available')"
 }
 
-install_mmkw() {
-    pip_install --editable '.[demo,docs,test]' && pip_install --no-deps openmim &&
-        "$python" -c 'import mim, mmdet, mmpretrain'
-}
-
-trap stop_showing_life EXIT
+trap 'stop_showing_life; stop_building' EXIT
 trap 'printf "\nInterrupted. Type the same command again to go on from here.\n" >&3; exit 130' INT TERM
-step 1 create_venv 'Python environment in .venv (seconds)'
-step 2 install_torch 'torch and torchvision (5 GB; 1 to 2 minutes on a fast line)'
-step 3 install_mmcv 'mmcv with its operators (seconds with a wheel, minutes where it has to be compiled)'
-step 4 install_mmkw 'mmengine, mmdet, mmpretrain, what tests and demo need, and mmkw itself (1 minute)'
+is_done install_mmcv || say_time
+step 1 create_venv "Python environment in $venv (seconds)"
+step 2 install_torch 'torch and torchvision (1 to 2 minutes on a fast line)'
+is_done install_mmcv || begin_mmcv
+step 3 install_mmkw 'what mmkw, its tests and demo need, while mmcv is fetched or compiled (1 minute)'
+step 4 install_mmcv 'mmcv with its operators (seconds with a wheel, minutes where it has to be compiled)'
