@@ -1,5 +1,6 @@
-"""What networks cost: operations, memory and time, of KW networks and plain ones alike."""
+"""What networks cost, KW networks and plain ones alike: operations, launches, memory and time."""
 
+from .launches import count_launches
 from .memory import kept_memory, peak_memory, tensor_bytes
 from .operations import Operations, count_operations
 from .timing import Rates, Spread, measure_rates, time_alternately
@@ -8,6 +9,7 @@ __all__ = [
     'Operations',
     'Rates',
     'Spread',
+    'count_launches',
     'count_operations',
     'kept_memory',
     'measure_rates',

@@ -186,6 +186,21 @@ def test_sweep_of_one_layer(tmp_path):
     assert cv2.imread(str(tmp_path / 'sweep.png')).shape[1] > 1000
 
 
+def test_host(tiny):
+    out = tiny / 'out'
+    options = ['--resolution', '32', '--rounds', '2', '--device', 'cpu', '--out', str(out)]
+    main(['--mode', 'host', *options, '--', str(tiny / 'tiny-1x.py')])
+    records = json.loads((out / 'benchmark.json').read_text())['host']
+    layer, network = records[:6], records[6:]
+    assert [record['launches'] for record in layer if record['name'].endswith('plain')] == [1, 5]
+    names = ['tiny-1x (plain)', 'tiny-1x', 'tiny-1x (as released)']
+    assert [record['name'] for record in network] == names
+    assert network[0]['launches'] < min(record['launches'] for record in network[1:])
+    assert all(record['microseconds']['low'] > 0 for record in records)
+    table = (out / 'benchmark.md').read_text().partition('## Host')[2]
+    assert all(f'| {record["name"]} | {record["launches"]} |' in table for record in records)
+
+
 @pytest.mark.slow
 def test_detector(tmp_path):
     """Random images with boxes and masks, through the detector's own losses."""

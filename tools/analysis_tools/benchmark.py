@@ -4,6 +4,7 @@ python tools/analysis_tools/benchmark.py resnet18-1x resnet50-4x --out work_dirs
 python tools/analysis_tools/benchmark.py configs/coco/mask-rcnn_kw-resnet50-1x_fpn_ms-1x_coco.py
 python tools/analysis_tools/benchmark.py --protocol paper --dtype bfloat16 --channels-last
 python tools/analysis_tools/benchmark.py --sweep
+python tools/analysis_tools/benchmark.py resnet18-1x resnet50-1x --mode host
 
 Networks have random weights and see random images. Each is compared with its plain twin, the same
 config without dynamic layers, in alternating rounds of one process.
@@ -36,6 +37,8 @@ from mmkw.analysis.benchmark import (  # noqa: E402
     describe_machine,
     group_by_twin,
     measure_group,
+    measure_host,
+    measure_layer,
     measure_sweep,
 )
 from mmkw.analysis.benchmark.report import write_report  # noqa: E402
@@ -64,7 +67,11 @@ def parse_args(argv=None) -> argparse.Namespace:
         'configs/imagenet, such as resnet50-4x, mobilenet-v2-w100-1d2x or resnet18 (plain); of '
         f'several recipes the first by name. Default: {" ".join(DEFAULT_MODELS)}',
     )
-    parser.add_argument('--mode', nargs='+', choices=MODES, default=MODES, help='default: all')
+    parser.add_argument(
+        '--mode', nargs='+', choices=(*MODES, 'host'), default=MODES,
+        help='host: what the host launches in a training step of 2 images, and how long it takes, '
+        'also by the operations of the release, with a layer by itself. Default: all others',
+    )  # fmt: skip
     parser.add_argument(
         '--batch-sizes', nargs='+', type=positive, default=[1, 8, 32],
         help='of inference; its memory is that of the largest. Default: 1 8 32',
@@ -73,7 +80,9 @@ def parse_args(argv=None) -> argparse.Namespace:
         '--train-batch-size', type=positive,
         help='default: 16; in the protocol of the paper 128, or 32 for MobileNetV2',
     )  # fmt: skip
-    parser.add_argument('--resolution', type=positive, default=224, help='default: 224')
+    parser.add_argument(
+        '--resolution', type=positive, default=224, help='default: 224; of host alone 64'
+    )
     parser.add_argument(
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
         help='cpu, cuda or cuda:N. Default: a GPU if there is one',
@@ -130,6 +139,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     )  # fmt: skip
     add_debug_option(parser)
     args = parser.parse_args(argv)
+    if args.mode == ['host']:
+        parser.set_defaults(resolution=64)
+        args = parser.parse_args(argv)
     if args.protocol == 'paper':
         parser.set_defaults(batch_sizes=[100])
         args = parser.parse_args(argv)
@@ -187,8 +199,9 @@ def run(args: argparse.Namespace) -> dict:
     )
     for group in groups:
         usual = paper_train_batch_size(group[0].stem) if args.protocol else 16
+        networks = build_group(group, setting, args.reference, args.fold)
         results['models'] += measure_group(
-            build_group(group, setting, args.reference, args.fold),
+            networks,
             setting,
             rates,
             args.mode,
@@ -196,6 +209,8 @@ def run(args: argparse.Namespace) -> dict:
             args.train_batch_size or usual,
             say,
         )
+        if 'host' in args.mode:
+            results.setdefault('host', measure_layer(setting)).extend(measure_host(networks))
         write_report(results, args.out)
     if args.sweep:
         axes = {

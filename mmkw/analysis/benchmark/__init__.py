@@ -4,6 +4,7 @@ Plots need matplotlib, so the report is imported by itself: ``mmkw.analysis.benc
 """
 
 from .candidates import Candidate, group_by_twin, plain_twin
+from .host import measure_host, measure_layer
 from .layer_sweep import measure_sweep
 from .measuring import MODES, measure_group
 from .networks import Network, build_group
@@ -19,6 +20,8 @@ __all__ = [
     'describe_machine',
     'group_by_twin',
     'measure_group',
+    'measure_host',
+    'measure_layer',
     'measure_sweep',
     'plain_twin',
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...files import write_whole
 from .plots import plot_models, plot_sweep
-from .tables import make_tables
+from .tables import MODE_TITLES, make_tables
 
 
 def write_report(results: dict, out: Path) -> None:
@@ -15,7 +15,7 @@ def write_report(results: dict, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_whole(json.dumps(results, indent=1) + '\n', out / 'benchmark.json')
     write_whole(make_tables(results), out / 'benchmark.md')
-    if results['models']:
+    if any(mode in model for model in results['models'] for mode in MODE_TITLES):
         plot_models(results, out / 'benchmark.png')
     if 'sweep' in results:
         plot_sweep(results, out / 'sweep.png')
