@@ -18,9 +18,9 @@ from torch import Tensor
 from .mixing import HALF, KernelLayout, Mixture, assemble_kernels, scale_maps, scale_positions
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-# Bytes of kernels in a block. Measured on two cores: larger ones leave the cache, and from 32 MiB
-# on the C library takes fresh memory from the kernel, page by page, for each of them.
-BLOCK_BYTES = {'cpu': 3 * 2**23, 'cuda': 2**28}
+# Bytes of kernels in a block. Measured on two cores: larger ones leave the cache, smaller ones make
+# the calls too many.
+BLOCK_BYTES = {'cpu': 2**23, 'cuda': 2**28}
 # Fewer rows make products too narrow to be fast.
 MIN_ROWS = 32
 
@@ -139,9 +139,9 @@ class BlockwiseConv(torch.autograd.Function):
         mixture = Mixture(coefficients, bank, layout, position_scale)
         parts = blocks(x, bank.shape[1], layout, groups)
         if len(parts) == 1:
-            y = convolve(x, assemble_block(mixture, *parts[0]), groups, *geometry)
+            y = convolve(x, assemble_block(mixture, None, *parts[0]), groups, *geometry)
         else:
-            assemble = functools.partial(assemble_block, mixture)
+            assemble = functools.partial(assemble_block, mixture, scratch_for(x))
             y = convolve_blocks(x, assemble, parts, bank.shape[1], layout, groups, geometry)
         ctx.dtype = y.dtype
         return y if output_scale is None else scale_maps(y, output_scale)
@@ -178,12 +178,14 @@ def _backward(ctx, grad_y) -> list[Tensor | None]:
     scaled_x = scale_maps(x, input_scale)
     mixture = Mixture(coefficients, bank, ctx.layout, position_scale, output_scale=output_scale)
     c_out, parts = bank.shape[1], blocks(x, bank.shape[1], ctx.layout, ctx.groups)
+    scratch = scratch_for(x) if len(parts) > 1 else None
     totals: list[Tensor | None] = []
     for samples, rows in parts:
         found = _block_backward(
             _of_rows(grad_y[samples], c_out, rows),
             scaled_x[samples],
             mixture,
+            scratch,
             samples,
             rows,
             ctx.groups,
@@ -244,6 +246,7 @@ def _block_backward(
     grad_y: Tensor,
     x: Tensor,
     mixture: Mixture,
+    scratch: Scratch | None,
     samples: slice,
     rows: slice,
     groups: int,
@@ -256,12 +259,15 @@ def _block_backward(
         grad_y: of the block, shape ``(N, output groups, rows, *out_size)``.
         x: of the block, with the input scale.
         mixture: of all blocks.
+        scratch: memory for all blocks; ``None`` for fresh memory.
         samples, rows: which block it is.
         groups, geometry: of the convolution.
         needs_x: whether the gradient of ``x`` is needed.
     """
     coefficients, bank = mixture.coefficients[samples], mixture.bank[:, rows]
-    unscaled = kernels = assemble_block(mixture._replace(position_scale=None), samples, rows)
+    unscaled = kernels = assemble_block(
+        mixture._replace(position_scale=None), scratch, samples, rows
+    )
     of_output = of_position = factors = None
     if mixture.position_scale is not None:
         kernels = scale_positions(unscaled, mixture.position_scale[samples])
@@ -277,7 +283,10 @@ def _block_backward(
     if mixture.position_scale is not None:
         of_position = (of_kernels * unscaled).flatten(3).sum((1, 2), dtype=_sum_type(x))
         of_kernels = scale_positions(of_kernels, mixture.position_scale[samples])
-    grad = mixture.layout.collect(of_kernels, bank.shape[1:]).flatten(0, 1)
+    out = None
+    if scratch is not None:
+        out = scratch.take('mixtures', (*coefficients.shape[:2], bank[0].numel()), bank)
+    grad = mixture.layout.collect(of_kernels, bank.shape[1:], out).flatten(0, 1)
     of_coefficients = grad.mm(bank.flatten(1).t()).view(coefficients.shape)
     of_bank = coefficients.flatten(0, 1).t().mm(grad).view(bank.shape)
     return [of_x, of_coefficients, of_bank, of_position, of_output]
@@ -366,11 +375,46 @@ def _of_rows(y: Tensor, c_out: int, rows: slice) -> Tensor:
     return y.unflatten(1, (-1, c_out))[:, :, rows]
 
 
-def assemble_block(mixture: Mixture, samples: slice, rows: slice) -> Tensor:
-    """As :func:`assemble_kernels`, for some samples and some rows of the bank."""
+def scratch_for(x: Tensor) -> Scratch | None:
+    """Memory for blocks of kernels on the CPU; PyTorch itself keeps that of other devices."""
+    return Scratch() if x.device.type == 'cpu' else None
+
+
+class Scratch:
+    """Memory that the blocks of one call use one after the other.
+
+    On the CPU, fresh memory comes from the operating system page by page, which took as long as
+    mixing the kernels.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """A tensor without values, which is valid until the name is taken again."""
+        size, buffer = math.prod(shape), self._buffers.get(name)
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+def assemble_block(
+    mixture: Mixture, scratch: Scratch | None, samples: slice, rows: slice
+) -> Tensor:
+    """As :func:`assemble_kernels`, for some samples and some rows of the bank.
+
+    Args:
+        mixture: of all samples.
+        scratch: holds the kernels; ``None`` for fresh memory.
+        samples, rows: which block it is.
+    """
     coefficients, bank = mixture.coefficients[samples], mixture.bank[:, rows]
-    mixtures = coefficients.flatten(0, 1).mm(bank.flatten(1))
-    kernels = mixture.layout.place(mixtures.view(*coefficients.shape[:2], -1), bank.shape[1:])
+    alpha, cells = coefficients.flatten(0, 1), bank.flatten(1)
+    shape, out, placed = (len(alpha), cells.shape[1]), None, None
+    if scratch is not None:
+        out, placed = (scratch.take(name, shape, bank) for name in ('mixtures', 'kernels'))
+    mixtures = torch.mm(alpha, cells, out=out).view(*coefficients.shape[:2], -1)
+    kernels = mixture.layout.place(mixtures, bank.shape[1:], placed)
     if mixture.position_scale is None:
         return kernels
     return scale_positions(kernels, mixture.position_scale[samples])

@@ -42,30 +42,37 @@ class KernelLayout:
         """``m``, the number of linear mixtures of the kernel."""
         return math.prod(self.grid)
 
-    def place(self, mixtures: Tensor, cell_shape: Sequence[int]) -> Tensor:
+    def place(
+        self, mixtures: Tensor, cell_shape: Sequence[int], out: Tensor | None = None
+    ) -> Tensor:
         """Put mixtures at their places.
 
         Args:
             mixtures: shape ``(N, m, ...)`` with the elements of one cell in the last dimensions.
             cell_shape: ``(c_out, c_in, *spatial)``. Cells may have fewer output channels than
                 the layout's; the result is then those rows of the kernel, in each output group.
+            out: memory for the result. Defaults to ``None``, fresh memory where a view will not do.
 
         Returns:
             Shape ``(N, out_groups * c_out, in_channels / groups, *kernel_size)``.
         """
-        c_out, c_in, *spatial = cell_shape
-        _, out_groups, in_groups = self.grid
-        axes = (mixtures.shape[0], *self.grid, c_out, c_in, math.prod(spatial))
+        samples, (c_out, c_in, *spatial) = mixtures.shape[0], cell_shape
+        axes = (samples, *self.grid, c_out, c_in, math.prod(spatial))
         kernels = mixtures.reshape(axes).permute(_KERNEL_ORDER)
-        size = self.kernel_shape[2:]
-        return kernels.reshape(mixtures.shape[0], out_groups * c_out, in_groups * c_in, *size)
+        if out is not None and not kernels.is_contiguous():
+            kernels = out.view(kernels.shape).copy_(kernels)
+        return kernels.reshape(samples, self.grid[1] * c_out, *self.kernel_shape[1:])
 
-    def collect(self, kernels: Tensor, cell_shape: Sequence[int]) -> Tensor:
+    def collect(
+        self, kernels: Tensor, cell_shape: Sequence[int], out: Tensor | None = None
+    ) -> Tensor:
         """The inverse of :meth:`place`, of shape ``(N, m, elements of a cell)``."""
         c_out, c_in, *spatial = cell_shape
         axes = (kernels.shape[0], *self.grid, c_out, c_in, math.prod(spatial))
         blocks = kernels.reshape([axes[i] for i in _KERNEL_ORDER])
         blocks = blocks.permute([_KERNEL_ORDER.index(i) for i in range(len(axes))])
+        if out is not None and not blocks.is_contiguous():
+            blocks = out.view(blocks.shape).copy_(blocks)
         return blocks.reshape(kernels.shape[0], self.num_mixtures, -1)
 
     def cut(self, kernel: Tensor, cell_shape: Sequence[int]) -> Tensor:
