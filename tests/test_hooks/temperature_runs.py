@@ -1,4 +1,4 @@
-"""Training of one layer by MMEngine's runner, four iterations an epoch."""
+"""Training of a layer or network by MMEngine's runner, four iterations an epoch."""
 
 from contextlib import contextmanager
 
@@ -14,12 +14,14 @@ from mmkw.methods.kernel_warehouse import KWConv2d
 
 
 class Images(Dataset):
+    def __init__(self, size=16, shape=(4, 5, 5)):
+        self.size, self.shape = size, shape
+
     def __len__(self):
-        return 16
+        return self.size
 
     def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return torch.randn(4, 5, 5, generator=generator)
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(index))
 
 
 class Network(BaseModel):
@@ -51,16 +53,15 @@ class Recorder(Hook):
         self.hub.append(runner.message_hub.get_scalar('train/temperature').current())
 
 
-def make_runner(work_dir, hooks, epochs=4, layer=None, **config):
-    """Four iterations an epoch."""
+def make_runner(work_dir, hooks, epochs=4, layer=None, images=None, batch_size=4, **config):
     torch.manual_seed(0)
     optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01), **config.pop('optim_wrapper', {}))
     return Runner(
         model=Network(layer or KWConv2d(4, 4, 3, padding=1, cell_ratio=0.5)),
         work_dir=str(work_dir),
         train_dataloader=dict(
-            dataset=Images(),
-            batch_size=4,
+            dataset=images or Images(),
+            batch_size=batch_size,
             sampler=dict(type='DefaultSampler', shuffle=False),
             collate_fn=dict(type='default_collate'),
         ),

@@ -81,6 +81,7 @@ def checkpoint_of(runner, epoch=EPOCHS):
 @pytest.mark.parametrize(
     'feature',
     [
+        'plain',
         'all',
         'fp16',
         # The first has these, all at once.
@@ -92,7 +93,9 @@ def checkpoint_of(runner, epoch=EPOCHS):
 )
 def test_resumed_run_equals_the_whole_one(feature, tmp_path, whole):
     """Bit by bit, with the averages and the scale of the loss."""
-    _, before = run(tmp_path, feature, epochs=2)
+    first, before = run(tmp_path, feature, epochs=2)
+    hub = checkpoint_of(first, epoch=2)['message_hub']['log_scalars']['train/temperature']
+    assert hub.current() == pytest.approx(before.used[-1]) == pytest.approx(1 - 8 / 12)
     resumed, after = run(tmp_path, feature, resume=True)
     runner, recorder = whole(feature)
     assert before.used + after.used == recorder.used

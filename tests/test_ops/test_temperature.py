@@ -5,7 +5,6 @@ import torch
 
 from mmkw.methods import ODConv2d, get_temperature, set_temperature
 from mmkw.methods.kernel_warehouse import KWConv2d
-from mmkw.openmmlab.hooks import KWTemperatureHook
 
 NAN, INF = float('nan'), float('inf')
 
@@ -54,16 +53,3 @@ def test_loading_takes_other_types_and_meta_tensors():
 def test_setting_refuses_it(value):
     with pytest.raises(ValueError, match='temperature must be a number in .0, 1.'):
         set_temperature(KWConv2d(4, 4, 1), value)
-
-
-@pytest.mark.parametrize('value', [NAN, INF, '1', None, True])
-@pytest.mark.parametrize('name', ['begin', 'end'])
-def test_hook_refuses_what_is_no_number(name, value):
-    with pytest.raises(ValueError, match=f'{name} must be a finite number, but got {value!r}'):
-        KWTemperatureHook(epochs=1, **{name: value})
-
-
-@pytest.mark.parametrize('length', [dict(epochs=NAN), dict(iters=0), dict(epochs='3'), dict()])
-def test_hook_refuses_lengths_that_are_none(length):
-    with pytest.raises(ValueError, match='either a positive number of epochs'):
-        KWTemperatureHook(**length)
