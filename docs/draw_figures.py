@@ -7,10 +7,8 @@ import re
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.patches import FancyArrowPatch, Rectangle  # noqa: E402
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
 
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / 'images'
@@ -30,7 +28,6 @@ BUDGETS = {'1d4x': '1/4x', '1d2x': '1/2x', '3d4x': '3/4x', '1x': '1x', '2x': '2x
 
 def save(figure, name, mode):
     figure.savefig(IMAGES / f'{name}_{mode}.svg', transparent=True, metadata={'Date': None})
-    plt.close(figure)
 
 
 def draw_grid(axes, x, y, rows, columns, colours, line, size=0.5):
@@ -44,7 +41,8 @@ def draw_grid(axes, x, y, rows, columns, colours, line, size=0.5):
 def draw_sharing(mode):
     """Two layers of different size draw on one warehouse of cells."""
     text, faint, background = MODES[mode]
-    figure, axes = plt.subplots(figsize=(9, 4.3))
+    figure = Figure(figsize=(9, 4.3))
+    axes = figure.subplots()
     style = dict(color=text, ha='center', fontsize=14)
     cells = COLOURS
     draw_grid(axes, 4.75, 2.9, 3, 2, cells, background)
@@ -91,7 +89,8 @@ def read_points():
 def draw_accuracy(mode):
     """The paper's top-1 over the parameters, a line a network, the plain network as a square."""
     text, faint, _ = MODES[mode]
-    figure, axes = plt.subplots(figsize=(9, 5.4))
+    figure = Figure(figsize=(9, 5.4))
+    axes = figure.subplots()
     for (network, points), colour in zip(read_points().items(), [*COLOURS, '#8a929c']):
         kw = sorted(point for point in points if point[2])
         plain = [point for point in points if not point[2]]
@@ -121,12 +120,12 @@ def draw_accuracy(mode):
 
 
 def main():
-    # The same bytes on every run.
-    plt.rcParams['svg.hashsalt'] = 'mmkw'
     IMAGES.mkdir(exist_ok=True)
-    for mode in MODES:
-        draw_sharing(mode)
-        draw_accuracy(mode)
+    # The same bytes on every run.
+    with matplotlib.rc_context({'svg.hashsalt': 'mmkw'}):
+        for mode in MODES:
+            draw_sharing(mode)
+            draw_accuracy(mode)
 
 
 if __name__ == '__main__':

@@ -22,12 +22,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 
+from analysis_tools.plot_logs import plot_logs
 from cli_common import add_debug_option, clear_errors, fail
 from dataset_converters.digits import DigitsSettings, make_digits
 from mmengine.config import Config
-
-from mmkw.analysis.predictions import draw_predictions
-from mmkw.analysis.training_curves import plot_logs
+from predictions import draw_predictions
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = Path(os.path.relpath(TOOLS.parent / 'configs'))

@@ -3,7 +3,15 @@
 python tools/image_demo.py photo.jpg CONFIG CHECKPOINT
 """
 
+from __future__ import annotations
+
 import argparse
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from cli_common import (
     add_debug_option,
@@ -12,9 +20,155 @@ from cli_common import (
     naming_misfits,
     read_config,
 )
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
 
-from mmkw.analysis.photographs import images_in, look_at_images
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+
+class Finding(NamedTuple):
+    """A class that a model sees in an image.
+
+    Attributes:
+        name: of the class; its number if the class names are not known.
+        score: between 0 and 1.
+        box: left, top, right and bottom edge in pixels; ``None`` from a classifier.
+    """
+
+    name: str
+    score: float
+    box: tuple[float, ...] | None = None
+
+
+def images_in(path: str | os.PathLike) -> list[str]:
+    """The image of a path, or all images in a folder.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder, or no image in it.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [str(path)]
+    if not path.is_dir():
+        raise FileNotFoundError(f'image {path} does not exist; name an image or a folder of images')
+    images = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise FileNotFoundError(
+            f'folder {path} holds no image; the names of images end in {", ".join(IMAGE_SUFFIXES)}'
+        )
+    return images
+
+
+def look_at_images(
+    config: Config,
+    checkpoint: str,
+    images: Sequence[str],
+    out: str | os.PathLike,
+    device: str | None = None,
+    min_score: float = 0.3,
+) -> Iterator[tuple[str, list[Finding], Path]]:
+    """Predict and draw images one by one.
+
+    Class names come from the checkpoint, or from the config's test data if it has none.
+
+    Args:
+        config: of a classifier of MMPretrain or a detector of MMDetection.
+        checkpoint: file of its weights.
+        images: files.
+        out: folder for the drawings, is made.
+        device: defaults to a GPU if there is one, else the CPU.
+        min_score: of the objects that a detector shows. Defaults to 0.3.
+
+    Yields:
+        Each image, what was found, the highest score first (a classifier's five best classes), and
+        the file of the drawing.
+
+    Raises:
+        ValueError: if the config is of neither package, an image cannot be read, or its drawing
+            would take its place.
+        RuntimeError: if the checkpoint does not fit the model.
+    """
+    scope = config.get('default_scope')
+    looks = {'mmpretrain': (_classify, _classifier_drawing), 'mmdet': (_detect, _detector_drawing)}
+    if scope not in looks:
+        raise ValueError(
+            f'default_scope must be mmpretrain, for a classifier, or mmdet, for a detector, but '
+            f'is {scope!r}'
+        )
+    look, drawing_of = looks[scope]
+    for image in images:
+        drawing = drawing_of(Path(out), image)
+        if drawing.exists() and drawing.samefile(image):
+            raise ValueError(
+                f'the drawing of {image} would take its place; name another folder than {out} for '
+                f'the drawings'
+            )
+    # MMDetection's inferencer does so too; MMPretrain's takes the scope as it is.
+    init_default_scope(scope)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return look(config, checkpoint, images, Path(out), device, min_score)
+
+
+def _classifier_drawing(out: Path, image: str) -> Path:
+    """Where MMPretrain draws an image."""
+    return (out / Path(image).stem).with_suffix('.png')
+
+
+def _detector_drawing(out: Path, image: str) -> Path:
+    """Where MMDetection draws an image."""
+    return out / 'vis' / Path(image).name
+
+
+def _classify(config, checkpoint, images, out, device, min_score):
+    from mmpretrain.apis import ImageClassificationInferencer
+
+    # Loaded below, strictly: scores of a model with some random weights would mean nothing.
+    inferencer = ImageClassificationInferencer(config, pretrained=False, device=device)
+    meta = _load(inferencer.model, checkpoint)
+    inferencer.classes = _classes(meta, config)
+    for image in images:
+        # Without its progress bar.
+        with contextlib.redirect_stdout(io.StringIO()):
+            (result,) = inferencer(image, show_dir=str(out))
+        scores = result['pred_scores']
+        best = scores.argsort()[::-1][:5]
+        names = inferencer.classes or range(len(scores))
+        findings = [Finding(str(names[label]), float(scores[label])) for label in best]
+        yield image, findings, _classifier_drawing(out, image)
+
+
+def _detect(config, checkpoint, images, out, device, min_score):
+    from mmdet.apis import DetInferencer
+
+    inferencer = DetInferencer(config, checkpoint, device, show_progress=False)
+    meta = _load(inferencer.model, checkpoint)
+    classes = _classes(meta, config) or inferencer.model.dataset_meta['classes']
+    inferencer.model.dataset_meta['classes'] = classes
+    inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
+    for image in images:
+        results = inferencer(image, out_dir=str(out), pred_score_thr=min_score)
+        (found,) = results['predictions']
+        rows = zip(found['labels'], found['scores'], found['bboxes'])
+        findings = [
+            Finding(str(classes[label]), score, tuple(box))
+            for label, score, box in rows
+            if score >= min_score
+        ]
+        findings.sort(key=lambda finding: finding.score, reverse=True)
+        yield image, findings, _detector_drawing(out, image)
+
+
+def _load(model: Any, checkpoint: str) -> dict:
+    return load_checkpoint(model, checkpoint, map_location='cpu', strict=True).get('meta', {})
+
+
+def _classes(meta: dict, config: Config) -> Sequence[str] | None:
+    known = meta.get('dataset_meta') or {}
+    dataset = config.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return known.get('classes') or (dataset.get('metainfo') or {}).get('classes')
 
 
 def parse_args(argv=None):

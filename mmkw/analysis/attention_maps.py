@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .attention import LayerAttention
-from .figures import plt
 
 # Layers with fewer rows than this share of the map have no room for a name of their own.
 _LEAST_SHARE = 0.025
@@ -22,27 +21,10 @@ def draw_map(title: str, layers: Sequence[LayerAttention]) -> Figure:
     Rows are mixtures, layer after layer in the order of the network, and columns are cells. Red
     weights are positive, blue ones negative.
     """
-    figure, axis = plt.subplots(figsize=(7.5, 5), layout='constrained')
+    figure = Figure(figsize=(7.5, 5), layout='constrained')
+    axis = figure.subplots()
     _draw(axis, layers, _stacked(layers))
     axis.set_title(title, fontsize=10)
-    return figure
-
-
-def draw_maps(
-    groups: Mapping[str, Sequence[LayerAttention]], columns: int = 4, title: str | None = None
-) -> Figure:
-    """The maps of several warehouses in one picture."""
-    columns = min(columns, len(groups))
-    rows = -(-len(groups) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4.4 * columns, 3.6 * rows), squeeze=False, layout='constrained'
-    )
-    for axis in axes.flat[len(groups) :]:
-        axis.remove()
-    for axis, (name, layers) in zip(axes.flat, groups.items()):
-        _draw(axis, layers, _stacked(layers))
-        axis.set_title(name, fontsize=9)
-    figure.suptitle(title)
     return figure
 
 
@@ -53,7 +35,8 @@ def draw_comparison(
     names: tuple[str, str],
 ) -> Figure:
     """The attentions for two images side by side, with their difference on a scale of its own."""
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout='constrained')
+    figure = Figure(figsize=(15, 4.6), layout='constrained')
+    axes = figure.subplots(1, 3)
     one, two = _stacked(first), _stacked(second)
     limit = max(np.abs(one).max(), np.abs(two).max())
     for axis, values, name in zip(axes, (one, two), names):
@@ -66,12 +49,10 @@ def draw_comparison(
 
 
 def as_image(figure: Figure) -> np.ndarray:
-    """A figure as RGB, shape ``(height, width, 3)``; closes it."""
+    """A figure as RGB, shape ``(height, width, 3)``."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    plt.close(figure)
-    return pixels
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _stacked(layers: Sequence[LayerAttention]) -> np.ndarray:

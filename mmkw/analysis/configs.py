@@ -1,4 +1,4 @@
-"""What configs say about models, and their models without the weights to start from."""
+"""What configs say about models and data, and models without the weights to start from."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def build_without_checkpoints(config: Config) -> nn.Module:
     """Build a config's model with random weights; its default scope is the current one then."""
     init_default_scope(config.get('default_scope', 'mmengine'))
     return MODELS.build(ConfigDict(without_checkpoints(config.model.to_dict())))
+
+
+def innermost_dataset(loader: ConfigDict) -> ConfigDict:
+    """The config of the dataset that reads a dataloader's images, within others that wrap it."""
+    dataset = loader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset

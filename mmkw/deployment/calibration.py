@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 
-from ..analysis.test_data import innermost_dataset
+from ..analysis.configs import innermost_dataset
 
 SPLITS = ('train', 'val', 'test')
 

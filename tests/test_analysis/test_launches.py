@@ -3,12 +3,16 @@
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_runs import ROOT
+from tiny_runs import ROOT, load_tool
 
 from mmkw.analysis import count_launches
-from mmkw.analysis.benchmark import Candidate, Network, Setting, group_by_twin
-from mmkw.analysis.benchmark.host import as_released, released_forward, training_step
 from mmkw.methods.kernel_warehouse import KWConv2d
+
+# Puts the tool's folder on the path.
+load_tool('analysis_tools/benchmark')
+
+from benchmarking import Candidate, Network, Setting, group_by_twin  # noqa: E402
+from benchmarking.host import as_released, released_forward, training_step  # noqa: E402
 
 
 def test_views_and_allocations_are_not_launched():

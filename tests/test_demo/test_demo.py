@@ -10,9 +10,8 @@ import cv2
 import pytest
 from tiny_runs import TOOLS, load_tool, refused
 
-from mmkw.analysis.training_curves import plot_logs
-
 demo = load_tool('demo')
+plot_logs = demo.plot_logs
 
 
 def run_demo(folder, *options):

@@ -73,6 +73,7 @@ def checkpoints():
 before = process(), checkpoints(), registries(), children(), dict(MODULE2PACKAGE)
 models = dict(ModelHub._models_dict)
 import mmkw
+import mmkw.analysis.attention_maps  # drawing, too
 after = process(), checkpoints(), registries(), children(), dict(MODULE2PACKAGE)
 
 for name, value in before[0].items():

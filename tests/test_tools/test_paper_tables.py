@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from tiny_runs import load_tool, refused
 
-from mmkw.analysis.paper_tables import PARAMETER_TABLES, TABLES, BuiltModels
+# Puts the tool's folder on the path.
+tool = load_tool('analysis_tools/paper_tables')
+
+from paper import PARAMETER_TABLES, TABLES, BuiltModels  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'

@@ -25,10 +25,7 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
-from cli_common import add_debug_option, clear_errors, read_config  # noqa: E402
-
-from mmkw.analysis import measure_rates  # noqa: E402
-from mmkw.analysis.benchmark import (  # noqa: E402
+from benchmarking import (  # noqa: E402
     DTYPES,
     MODES,
     Candidate,
@@ -41,12 +38,15 @@ from mmkw.analysis.benchmark import (  # noqa: E402
     measure_layer,
     measure_sweep,
 )
-from mmkw.analysis.benchmark.report import write_report  # noqa: E402
-from mmkw.analysis.benchmark.tables import (  # noqa: E402
+from benchmarking.report import write_report  # noqa: E402
+from benchmarking.tables import (  # noqa: E402
     PAPER_MODELS,
     make_tables,
     paper_train_batch_size,
 )
+from cli_common import add_debug_option, clear_errors, read_config  # noqa: E402
+
+from mmkw.analysis import measure_rates  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'imagenet'
 DEFAULT_MODELS = ('resnet18-1x', 'resnet50-1x', 'resnet50-4x', 'mobilenet-v2-w100-4x')

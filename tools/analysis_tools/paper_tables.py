@@ -44,9 +44,9 @@ def main(argv=None):
         import mmdet.models  # noqa: F401  (registers what the configs name)
         import mmpretrain.models  # noqa: F401
         from mmengine.logging import MMLogger
+        from paper import BuiltModels
 
         import mmkw  # noqa: F401
-        from mmkw.analysis.paper_tables import BuiltModels
         from mmkw.files import write_whole
 
         if args.markdown is not None:
@@ -62,7 +62,7 @@ def main(argv=None):
 
 def page(models, numbers=None):
     """The text of the page, with all tables or those of some numbers."""
-    from mmkw.analysis.paper_tables import TABLES, render
+    from paper import TABLES, render
 
     known = {table.number: table for table in TABLES}
     for number in numbers or ():

@@ -7,13 +7,23 @@ standard deviations over the images, and statistics.json. With --images two phot
 by side instead, with their difference. See docs/attention.md.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.runner import load_checkpoint
+from mmengine.utils import ProgressBar
+from torch import nn
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,8 +44,8 @@ from mmkw.analysis.attention import (  # noqa: E402
     save_attentions,
 )
 from mmkw.analysis.attention_maps import draw_comparison, draw_map  # noqa: E402
+from mmkw.analysis.configs import innermost_dataset, type_name  # noqa: E402
 from mmkw.analysis.figures import save_figure  # noqa: E402
-from mmkw.analysis.test_data import run_on_image, run_on_loader  # noqa: E402
 from mmkw.files import write_whole  # noqa: E402
 
 
@@ -76,6 +86,47 @@ def main(argv=None):
             with AttentionRecorder(runner.model).recording() as recorder:
                 run_on_loader(runner.model, loader, args.max_batches)
             write_all(recorder.results(), out)
+
+
+@torch.no_grad()
+def run_on_loader(model: nn.Module, loader: DataLoader, max_batches: int | None = None) -> None:
+    """Let a model predict a loader's batches in evaluation mode, with MMEngine's progress bar.
+
+    Args:
+        model: of OpenMMLab, with a ``test_step``.
+        loader: gives batches.
+        max_batches: stop after so many. Defaults to ``None``, all.
+
+    Raises:
+        ValueError: if ``max_batches`` is not positive.
+    """
+    if max_batches is not None and max_batches < 1:
+        raise ValueError(f'the number of batches must be at least 1, but got {max_batches}')
+    model.eval()
+    total = len(loader) if max_batches is None else min(max_batches, len(loader))
+    bar = ProgressBar(total, file=sys.stderr)
+    for _, data in zip(range(total), loader):
+        model.test_step(data)
+        bar.update()
+    bar.file.write('\n')
+
+
+@torch.no_grad()
+def run_on_image(model: nn.Module, config: Config, image: str) -> Any:
+    """Let a model predict one image file, prepared by the config's test pipeline."""
+    dataset = innermost_dataset(config.test_dataloader)
+    pipeline = Compose(_without_annotations(dataset.pipeline))
+    model.eval()
+    return model.test_step(pseudo_collate([pipeline(dict(img_path=image, img_id=0))]))
+
+
+def _without_annotations(pipeline: Sequence[dict]) -> list[dict]:
+    """The transforms that an image without annotations can pass."""
+    return [step for step in pipeline if not type_name(step).startswith('Load') or _loads(step)]
+
+
+def _loads(step: dict) -> bool:
+    return type_name(step).startswith('LoadImage')
 
 
 def write_all(attentions, out):

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-from mmkw.analysis.figures import plt, save_figure
+from mmkw.analysis.figures import save_figure
 from mmkw.files import write_whole
 
 from .results import Result
@@ -124,8 +126,9 @@ def _late_gain(run: Result) -> float:
 
 def plot_curves(rows: Sequence[Row], out: Path) -> None:
     """Draw training loss and validation accuracy at the best rates, means over the seeds."""
-    colours = plt.get_cmap('tab10').colors
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout='constrained')
+    colours = matplotlib.colormaps['tab10'].colors
+    figure = Figure(figsize=(11, 4.4), layout='constrained')
+    left, right = figure.subplots(1, 2)
     for number, row in enumerate(rows):
         points = np.mean([run.curve for run in row.runs], axis=0)
         style = dict(color=colours[number % len(colours)], marker='.', lw=1.2, label=row.network)

@@ -1,6 +1,6 @@
 """Networks side by side: time, memory and operations, relative to the plain network.
 
-Plots need matplotlib, so the report is imported by itself: ``mmkw.analysis.benchmark.report``.
+Plots need matplotlib, so the report is imported by itself: ``benchmarking.report``.
 """
 
 from .candidates import Candidate, group_by_twin, plain_twin

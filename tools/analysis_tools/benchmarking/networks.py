@@ -13,10 +13,11 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ...methods import DynamicLayer
-from ...methods.kernel_warehouse import fold_attentions
-from ...methods.kernel_warehouse.layers import KWLayer
-from ...ops import forced_route
+from mmkw.methods import DynamicLayer
+from mmkw.methods.kernel_warehouse import fold_attentions
+from mmkw.methods.kernel_warehouse.layers import KWLayer
+from mmkw.ops import forced_route
+
 from .candidates import Candidate
 from .setting import Setting
 

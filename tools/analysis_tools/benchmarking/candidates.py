@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from ..configs import type_name, without_checkpoints
+from mmkw.analysis.configs import type_name, without_checkpoints
 
 _KW_OPTIONS = (
     'budget', 'cell_ratio', 'attention', 'blocks_per_warehouse', 'sharing', 'allocation',

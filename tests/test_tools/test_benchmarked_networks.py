@@ -3,11 +3,15 @@
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_runs import ROOT
+from tiny_runs import ROOT, load_tool
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmkw
-from mmkw.analysis.benchmark import (
+
+# Puts the tool's folder on the path.
+load_tool('analysis_tools/benchmark')
+
+from benchmarking import (  # noqa: E402
     Candidate,
     Network,
     Setting,
@@ -15,7 +19,7 @@ from mmkw.analysis.benchmark import (
     group_by_twin,
     plain_twin,
 )
-from mmkw.analysis.benchmark.measuring import measure_memory, ratio_of_rounds
+from benchmarking.measuring import measure_memory, ratio_of_rounds  # noqa: E402
 
 CONFIGS = ROOT / 'configs/imagenet'
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..operations import Operations
+from mmkw.analysis.operations import Operations
 
 MODE_TITLES = {'inference': 'Inference', 'train': 'Training step', 'memory': 'Memory'}
 AXIS_LABELS = {

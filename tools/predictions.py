@@ -13,7 +13,7 @@ from mmdet.apis import inference_detector, init_detector
 from mmdet.visualization import DetLocalVisualizer
 from torchvision.ops import nms
 
-from ..files import write_whole
+from mmkw.files import write_whole
 
 PALETTE = [
     (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Union
 
-from ...methods.kernel_warehouse.partition import partition_kernels
-from ...ops.mixing import Shape
+from mmkw.methods.kernel_warehouse.partition import partition_kernels
+from mmkw.ops.mixing import Shape
+
 from .models import BuiltModels
 from .tables import NOTES, PARAMETER_TABLES, Table
 from .warehouse_tables import SIZES, STAGES, SizesTable, StagesRow, StagesTable

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ...files import write_whole
+from mmkw.files import write_whole
+
 from .plots import plot_models, plot_sweep
 from .tables import MODE_TITLES, make_tables
 

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 
-from ...methods.kernel_warehouse import KWConv2d
-from ..launches import count_launches
-from ..timing import Spread, time_alternately
+from mmkw.analysis.launches import count_launches
+from mmkw.analysis.timing import Spread, time_alternately
+from mmkw.methods.kernel_warehouse import KWConv2d
+
 from .measuring import ratio_of_rounds
 from .networks import Network
 from .setting import Setting

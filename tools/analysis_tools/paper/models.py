@@ -9,10 +9,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ...meta_device import on_meta_device
-from ...methods.kernel_warehouse.partition import WarehousePartition
-from ...networks.plan_table import built_partitions
-from ..configs import without_checkpoints
+from mmkw.analysis.configs import without_checkpoints
+from mmkw.meta_device import on_meta_device
+from mmkw.methods.kernel_warehouse.partition import WarehousePartition
+from mmkw.networks.plan_table import built_partitions
 
 
 class BuiltModels:

@@ -9,10 +9,11 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from ...methods.kernel_warehouse import KWConv2d
-from ..memory import tensor_bytes
-from ..operations import count_operations
-from ..timing import Rates, Spread, time_alternately
+from mmkw.analysis.memory import tensor_bytes
+from mmkw.analysis.operations import count_operations
+from mmkw.analysis.timing import Rates, Spread, time_alternately
+from mmkw.methods.kernel_warehouse import KWConv2d
+
 from .measuring import TRAINING_FACTOR, ratio_of_rounds
 from .setting import Setting
 

@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..figures import plt, save_figure
-from ..timing import Spread
+from matplotlib.figure import Figure
+
+from mmkw.analysis.figures import save_figure
+from mmkw.analysis.timing import Spread
+
 from .tables import AXIS_LABELS, MODE_TITLES, describe_layer
 
 COLOURS = ('#1f5fa8', '#7fb0dd', '#d8730f', '#3a923a')
@@ -26,14 +29,9 @@ def plot_models(results: dict, out: Path) -> None:
     panels = [mode for mode in MODE_TITLES if any(mode in model for model in models)]
     bars = {mode: _bars(models, mode) for mode in panels}
     most = max(len(series) for series in bars.values())
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(1.8 + 4.1 * len(panels), 1.9 + 0.22 * most * len(models)),
-        sharey=True,
-        squeeze=False,
-        layout='constrained',
-    )
+    size = (1.8 + 4.1 * len(panels), 1.9 + 0.22 * most * len(models))
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axis, mode in zip(axes[0], panels):
         series = bars[mode]
         height = 0.8 / len(series)
@@ -110,14 +108,9 @@ def plot_sweep(results: dict, out: Path) -> None:
     """
     sweep = results['sweep']
     modes = list(dict.fromkeys(point['mode'] for point in sweep['axes']['batch_size']))
-    figure, axes = plt.subplots(
-        len(modes),
-        len(sweep['axes']),
-        figsize=(4.1 * len(sweep['axes']), 0.9 + 3.2 * len(modes)),
-        squeeze=False,
-        sharey='row',
-        layout='constrained',
-    )
+    size = (4.1 * len(sweep['axes']), 0.9 + 3.2 * len(modes))
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(len(modes), len(sweep['axes']), squeeze=False, sharey='row')
     for row, mode in zip(axes, modes):
         for axis, (name, points) in zip(row, sweep['axes'].items()):
             points = sorted((p for p in points if p['mode'] == mode), key=lambda p: p[name])

@@ -9,9 +9,10 @@ from typing import Callable
 
 from torch import Tensor
 
-from ..memory import kept_memory, peak_memory, tensor_bytes
-from ..operations import count_operations
-from ..timing import Rates, Spread, time_alternately
+from mmkw.analysis.memory import kept_memory, peak_memory, tensor_bytes
+from mmkw.analysis.operations import count_operations
+from mmkw.analysis.timing import Rates, Spread, time_alternately
+
 from .networks import Network
 from .setting import Setting
 
