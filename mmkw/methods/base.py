@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..ops.mixing import Mixture, Shape, assemble_kernels, scale_channels
+from ..ops.mixing import HALF, Mixture, Shape, assemble_kernels, scale_channels
 from ..ops.routes import dynamic_conv
 
 IntOrTuple = Union[int, tuple[int, ...]]
@@ -86,9 +86,10 @@ class DynamicLayer(nn.Module):
     def pool(self, x: Tensor) -> Any:
         """What the attention sees of ``(N, in_channels, *size)``, before padding.
 
-        By default the mean over the positions, ``(N, in_channels)``.
+        By default the mean over the positions, ``(N, in_channels)``, in at least float32: an
+        attention has few numbers, and a small error in them changes whole kernels.
         """
-        return x.flatten(2).mean(-1)
+        return x.flatten(2).mean(-1, dtype=torch.float32 if x.dtype in HALF else None)
 
     def mix(self, pooled: Any) -> Mixture:
         """What the kernels are mixed from.
@@ -305,7 +306,8 @@ class DynamicLinear(DynamicLayer):
 class AttentionLinear(nn.Module):
     """A linear layer of an attention: Kaiming normal over fan_out, bias 0.
 
-    Not an ``nn.Linear``, because MMEngine's initialisers pick layers by the name of their class:
+    Autocast leaves it in the type of its weight, see :meth:`DynamicLayer.pool`. Not an
+    ``nn.Linear``, because MMEngine's initialisers pick layers by the name of their class:
     a network's ``init_cfg`` for its own linear layers would overwrite the attentions.
     """
 
@@ -321,11 +323,24 @@ class AttentionLinear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        x = x.to(self.weight.dtype)
+        if not _is_autocast_enabled(x.device.type):
+            return F.linear(x, self.weight, self.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         out_features, in_features = self.weight.shape
         return f'{in_features}, {out_features}, bias={self.bias is not None}'
+
+
+def _is_autocast_enabled(device_type: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except TypeError:  # PyTorch before 2.4 asks for each type in its own way.
+        if device_type == 'cpu':
+            return torch.is_autocast_cpu_enabled()
+        return torch.is_autocast_enabled()
 
 
 def normalise_hidden(norm: nn.Module, hidden: Tensor) -> Tensor:

@@ -120,9 +120,10 @@ class _DCDLayer(DynamicLayer):
 
     def residual(self, x: Tensor, phi: Tensor) -> Tensor:
         """``P (BN(Phi q) + q)`` of ``(N, in_channels, positions)``."""
-        q = self.q_norm(self.q.to(x.dtype).matmul(x))
+        # Convolutions rather than products, whose memory layout torch.compile does not know.
+        q = self.q_norm(F.conv1d(x, self.q.to(x.dtype).unsqueeze(-1)))
         mixed = self.phi_norm(phi.to(q.dtype).bmm(q)) + q
-        return self.p.to(mixed.dtype).matmul(mixed)
+        return F.conv1d(mixed, self.p.to(mixed.dtype).unsqueeze(-1))
 
     @property
     def mixing_operations(self) -> int:
