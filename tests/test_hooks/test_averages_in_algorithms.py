@@ -79,16 +79,10 @@ class Branches(Dataset):
                 homography_matrix=np.eye(3, dtype=np.float32),
             ),
         )  # fmt: skip
-        branches = ('unsup_teacher', 'unsup_student') if index % 2 else ('sup',)
+        is_in = dict(sup=index % 2 == 0, unsup_teacher=index % 2, unsup_student=index % 2)
         return dict(
-            inputs={
-                name: image if name in branches else None
-                for name in ('sup', 'unsup_teacher', 'unsup_student')
-            },
-            data_samples={
-                name: sample.clone() if name in branches else None
-                for name in ('sup', 'unsup_teacher', 'unsup_student')
-            },
+            inputs={name: image if here else None for name, here in is_in.items()},
+            data_samples={name: sample.clone() if here else None for name, here in is_in.items()},
         )
 
 

@@ -21,9 +21,12 @@ class DivergesAt(nn.Module):
         return y + self.value if self.calls >= self.call else y
 
 
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+NAN, INF = float('nan'), float('inf')
+
+
 @pytest.mark.parametrize(
-    ('interval', 'call', 'iteration'), [(3, 2, 3), (100, 2, 4), (100, 5, 8), (1, 7, 7)]
+    ('value', 'interval', 'call', 'iteration'),
+    [(NAN, 3, 2, 3), (INF, 3, 2, 3), (NAN, 100, 2, 4), (INF, 100, 5, 8), (NAN, 1, 7, 7)],
 )
 def test_run_stops_at_the_next_look_before_its_checkpoint(
     tmp_path, value, interval, call, iteration
