@@ -9,10 +9,12 @@ from tiny_runs import load_tool, refused
 # Puts the tool's folder on the path.
 tool = load_tool('analysis_tools/paper_tables')
 
-from paper import PARAMETER_TABLES, TABLES, BuiltModels  # noqa: E402
+from paper import PARAMETER_TABLES, TABLES, BuiltModels, printed  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
+# The column of the parameters in the READMEs; the paper's numbers follow it.
+PARAMETERS = dict(imagenet=0, coco=0, ablations=1)
 ABLATIONS = sorted((CONFIGS / 'ablations').glob('*.py'))
 
 
@@ -29,10 +31,9 @@ class ModelsOfReadmes(BuiltModels):
 
     def __init__(self):
         super().__init__(CONFIGS)
-        columns = dict(imagenet=0, coco=0, ablations=1)
         self.counts = {
             f'{folder}/{name}': int(cells[column].replace(',', ''))
-            for folder, column in columns.items()
+            for folder, column in PARAMETERS.items()
             for name, cells in listed(folder).items()
         }
 
@@ -42,23 +43,40 @@ class ModelsOfReadmes(BuiltModels):
 
 def test_all_tables_of_the_paper_are_there():
     assert [table.number for table in TABLES] == list(range(1, 18))
+    for table in PARAMETER_TABLES:
+        for row in table.rows:
+            assert len(row.values) == len(table.columns)
+            assert (CONFIGS / f'{row.config}.py').is_file()
 
 
 def test_the_page_in_docs():
-    page = load_tool('analysis_tools/paper_tables').page(ModelsOfReadmes())
+    page = tool.page(ModelsOfReadmes())
     assert page == (ROOT / 'docs' / 'tables.md').read_text(encoding='utf-8')
 
 
-def test_every_ablation_is_in_a_table_and_in_the_readme():
-    rows = {}
+@pytest.mark.parametrize('folder', PARAMETERS)
+def test_readmes_have_the_papers_numbers(folder):
+    """Detectors without the numbers of small, medium and large objects."""
+    rows = listed(folder)
+    assert set(rows) == {path.stem for path in (CONFIGS / folder).glob('*.py')}
+    for name, cells in rows.items():
+        numbers = cells[PARAMETERS[folder] + 1 :]
+        row = printed(f'{folder}/{name}')
+        if row is None:
+            assert set(numbers) == {'-'} or numbers[0].endswith(' (release)'), name
+        elif folder == 'coco':
+            assert tuple(numbers) == row.values[:3] + row.values[6:9], name
+        else:
+            assert tuple(numbers) == row.values, name
+
+
+def test_the_readme_of_ablations_names_their_tables():
+    tables = {}
     for table in PARAMETER_TABLES:
         for row in table.rows:
-            tables, _ = rows.setdefault(row.config, ([], row.values))
-            tables.append(str(table.number))
-    readme = {f'ablations/{name}': cells for name, cells in listed('ablations').items()}
-    assert set(readme) == {f'ablations/{path.stem}' for path in ABLATIONS}
-    for config, (tables, _, *accuracies) in readme.items():
-        assert (tables.split(', '), tuple(accuracies)) == rows[config], config
+            tables.setdefault(row.config, []).append(str(table.number))
+    for name, cells in listed('ablations').items():
+        assert cells[0].split(', ') == tables[f'ablations/{name}'], name
 
 
 @pytest.mark.parametrize('path', ABLATIONS, ids=lambda path: path.stem)
@@ -68,7 +86,7 @@ def test_parameters_of_ablations(path):
 
 
 def test_prints_tables(capsys):
-    load_tool('analysis_tools/paper_tables').main(['--tables', '17'])
+    tool.main(['--tables', '17'])
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if 'od-heads' in line)
     assert '| 12.51M | 12,506,207 |  | 76.54 | 92.35 |' in row
@@ -105,7 +123,6 @@ class OtherModels(BuiltModels):
 
 
 def test_errors():
-    tool = load_tool('analysis_tools/paper_tables')
     assert 'there is no table 18 here; there are 1, 2' in refused(tool, '--tables', '18')
     with pytest.raises(ValueError, match='resnet50.* 26,000,000 parameters.* prints 25.56M'):
         tool.page(OtherModels(CONFIGS), [7])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from paper import MEMORY, PARAMETER_TABLES, SPEED, printed
+
 from mmkw.analysis.operations import Operations
 
 MODE_TITLES = {'inference': 'Inference', 'train': 'Training step', 'memory': 'Memory'}
@@ -11,21 +13,18 @@ AXIS_LABELS = {
     'cells': 'cells in the warehouse, n',
 }
 
-# Tables 12 and 16: images per second, then MB in training and in inference, on a Titan X.
-PAPER = {
-    'resnet50': (647.0, 11084, 1249),
-    'dyconv-resnet50-4x': (322.7, 24552, 2062),
-    'odconv-resnet50-4x': (142.3, 31892, 5405),
-    'resnet50-1d2x': (227.8, 23323, 2121),
-    'resnet50-1x': (265.4, 23231, 2200),
-    'resnet50-4x': (191.1, 24905, 2762),
-    'mobilenet-v2-w100': (1410.8, 2486, 1083),
-    'dyconv-mobilenet-v2-w100-4x': (862.4, 2924, 1151),
-    'odconv-mobilenet-v2-w100-4x': (536.5, 4212, 1323),
-    'mobilenet-v2-w100-1d2x': (926.0, 3002, 1076),
-    'mobilenet-v2-w100-1x': (798.7, 2823, 1096),
-    'mobilenet-v2-w100-4x': (786.9, 2916, 1144),
-}
+
+def _paper_costs() -> dict[str, tuple[float, float, float]]:
+    """Tables 12 and 16: images per second, then MB in training and in inference, on a Titan X."""
+    costs = {}
+    for row in next(table.rows for table in PARAMETER_TABLES if table.columns == SPEED):
+        memory = (float(value.replace(',', '')) for value in printed(row.config, MEMORY).values)
+        name = row.config.split('/')[1].partition('_')[0].removeprefix('kw-')
+        costs[name] = (float(row.values[1]), *memory)
+    return costs
+
+
+PAPER = _paper_costs()
 PAPER_MODELS = tuple(name for name in PAPER if name.endswith('x'))
 
 

@@ -2,6 +2,6 @@
 
 from .models import BuiltModels
 from .rendering import TABLES, render
-from .tables import PARAMETER_TABLES
+from .tables import MEMORY, PARAMETER_TABLES, SPEED, printed
 
-__all__ = ['PARAMETER_TABLES', 'TABLES', 'BuiltModels', 'render']
+__all__ = ['MEMORY', 'PARAMETER_TABLES', 'SPEED', 'TABLES', 'BuiltModels', 'printed', 'render']

@@ -1,4 +1,8 @@
-"""What the paper prints in all tables but 14 and 15, each row with the config of its model."""
+"""What the paper prints in all tables but 14 and 15, each row with the config of its model.
+
+The numbers stand here alone. The page of the docs is made from them, the tables of the READMEs in
+``configs`` are checked with them, and the benchmark shows them beside its own.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +45,8 @@ class Table(NamedTuple):
 
 
 ACCURACY = ('top-1', 'top-5')
+SPEED = ('top-1', 'images/s')
+MEMORY = ('training', 'inference')
 BOX_AND_MASK_AP = tuple(
     f'{kind} {measure}'
     for kind in ('box', 'mask')
@@ -205,7 +211,7 @@ PARAMETER_TABLES = (
   + KW (1x) | deit | kw-deit-tiny-1x | 6.39 | 73.56 | 91.82
   + KW (4x) | deit | kw-deit-tiny-4x | 20.44 | 76.51 | 93.05
     """),
-    _table(12, 'Speed, images/s on an NVIDIA TITAN X at batch 100', ('top-1', 'images/s'), """
+    _table(12, 'Speed, images/s on an NVIDIA TITAN X at batch 100', SPEED, """
   ResNet50 | 300 | resnet50 | 25.56 | 78.44 | 647.0
   + DY-Conv (4x) | 300 | dyconv-resnet50-4x | 100.88 | 79.00 | 322.7
   + ODConv (4x) | 300 | odconv-resnet50-4x | 90.67 | 80.62 | 142.3
@@ -230,7 +236,7 @@ PARAMETER_TABLES = (
   + KW (1/2x), 1 cell to 2 mixtures | ablation | kw-resnet18-1d2x-one-to-two | 7.43 | 72.89 | 91.34
     """),
     _table(16, 'Memory in MB: training at batch 128 (ResNet50) or 32, inference at batch 100',
-           ('training', 'inference'), """
+           MEMORY, """
   ResNet50 | 300 | resnet50 | 25.56 | 11,084 | 1,249
   + DY-Conv (4x) | 300 | dyconv-resnet50-4x | 100.88 | 24,552 | 2,062
   + ODConv (4x) | 300 | odconv-resnet50-4x | 90.67 | 31,892 | 5,405
@@ -251,6 +257,22 @@ PARAMETER_TABLES = (
   + KW* (4x) | ablation150 | kw-mobilenet-v2-w100-4x-od-heads | 12.51 | 76.54 | 92.35
     """),
 )  # fmt: skip
+
+
+def printed(config: str, columns: tuple[str, ...] | None = None) -> Row | None:
+    """What the paper prints of a config's network, in the first of its tables that has it.
+
+    Args:
+        config: below ``configs``, without its suffix.
+        columns: of the tables to look in. Defaults to those of accuracies and precisions.
+
+    Returns:
+        ``None`` if it is in none of them.
+    """
+    wanted = (ACCURACY, BOX_AND_MASK_AP) if columns is None else (columns,)
+    rows = (row for table in PARAMETER_TABLES if table.columns in wanted for row in table.rows)
+    return next((row for row in rows if row.config == config), None)
+
 
 # Why a count is not the paper's, by config. Both counts are printed before the reason.
 NOTES = {
