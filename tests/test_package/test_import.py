@@ -1,4 +1,7 @@
-"""``import mmkw`` registers types and installs the checkpoint reader, and changes nothing else."""
+"""``import mmkw`` registers types and installs the checkpoint reader, and changes nothing else.
+
+Neither does drawing.
+"""
 
 import subprocess
 import sys
@@ -90,6 +93,17 @@ assert all(ModelHub._models_dict[name] is model for name, model in models.items(
 assert after[1] != before[1]
 mmkw.checkpoints.uninstall()
 assert checkpoints() == before[1]
+
+from mmkw.analysis.attention import AttentionRecorder
+from mmkw.analysis.attention_maps import as_image, draw_map
+
+network = torch.nn.Sequential(mmkw.KWConv2d(4, 4, 3))
+recorder = AttentionRecorder(network)
+with recorder.recording():
+    network(torch.zeros(2, 4, 8, 8))
+assert as_image(draw_map('map', recorder.results())).ndim == 3
+for name in ('backend', 'style'):
+    assert process()[name] == before[0][name], name
 """
 
 
