@@ -1,6 +1,7 @@
 """Convolving each sample with its own kernel: plain functions of PyTorch, no modules."""
 
 from .attention import mixture_attention
+from .convolution import kept_kernels
 from .mixing import KernelLayout, Mixture, assemble_kernels
 from .routes import ROUTES, dynamic_conv, forced_route
 
@@ -11,5 +12,6 @@ __all__ = [
     'assemble_kernels',
     'dynamic_conv',
     'forced_route',
+    'kept_kernels',
     'mixture_attention',
 ]

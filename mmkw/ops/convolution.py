@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mixing import HALF, KernelLayout, Mixture, assemble_kernels, scale_maps, scale_positions
+from .mixing import (
+    HALF,
+    KernelLayout,
+    Mixture,
+    Scratch,
+    assemble_block,
+    assemble_kernels,
+    scale_maps,
+    scale_positions,
+    scratch_for,
+)
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # Bytes of kernels in a block. Measured on two cores: larger ones leave the cache, smaller ones make
@@ -115,8 +126,38 @@ def is_channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
+_kept_share = 1 / 4
+
+
+@contextmanager
+def kept_kernels(share: float) -> Iterator[None]:
+    """Keep more or fewer kernels for the backward pass. Not thread-safe.
+
+    The blockwise route keeps the kernels of a layer where they take at most this share of the
+    memory of the layer's input, and assembles the others again. By default it is 1/4, on all
+    devices: layers with small kernels on large maps save the work, as in most of a detector, and
+    the memory that training keeps grows by some percent at most.
+
+    Args:
+        share: 0 keeps none, infinity keeps all, as the authors' code does.
+
+    Raises:
+        ValueError: if it is not a number of at least 0.
+    """
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not share >= 0:
+        raise ValueError(f'share must be a number of at least 0, but got {share!r}')
+    global _kept_share
+    previous, _kept_share = _kept_share, share
+    try:
+        yield
+    finally:
+        _kept_share = previous
+
+
 class BlockwiseConv(torch.autograd.Function):
     """Each sample's convolution with kernels that are assembled when they are needed.
+
+    They are assembled again for the backward pass, but for those that :func:`kept_kernels` keeps.
 
     With ``g`` the gradient of the mixtures ``(N, m, c_out c_in ...)`` and ``e`` the bank, those of
     coefficients and bank are ``g e^T`` and ``alpha^T g``, summed over the samples. With factors
@@ -132,17 +173,23 @@ class BlockwiseConv(torch.autograd.Function):
         ctx, x, coefficients, bank, position_scale, input_scale, output_scale, layout, groups,
         geometry,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, coefficients, bank, position_scale, input_scale, output_scale)
+        inputs = (x, coefficients, bank, position_scale, input_scale, output_scale)
         ctx.layout, ctx.groups, ctx.geometry = layout, groups, geometry
         if input_scale is not None:
             x = scale_maps(x, input_scale)
         mixture = Mixture(coefficients, bank, layout, position_scale)
-        parts = blocks(x, bank.shape[1], layout, groups)
-        if len(parts) == 1:
-            y = convolve(x, assemble_block(mixture, None, *parts[0]), groups, *geometry)
+        whole, kept = slice(None), None
+        is_kept = math.prod(layout.kernel_shape) <= _kept_share * math.prod(x.shape[1:])
+        if is_kept and any(ctx.needs_input_grad):
+            kept = assemble_block(mixture._replace(position_scale=None), None, whole, whole)
+            kernels = kept if position_scale is None else scale_positions(kept, position_scale)
+            y = convolve(x, kernels, groups, *geometry)
+        elif len(parts := blocks(x, bank.shape[1], layout, groups)) == 1:
+            y = convolve(x, assemble_block(mixture, None, whole, whole), groups, *geometry)
         else:
             assemble = functools.partial(assemble_block, mixture, scratch_for(x))
             y = convolve_blocks(x, assemble, parts, bank.shape[1], layout, groups, geometry)
+        ctx.save_for_backward(*inputs, kept)
         ctx.dtype = y.dtype
         return y if output_scale is None else scale_maps(y, output_scale)
 
@@ -157,7 +204,7 @@ def _differentiable_backward(ctx, grad_y) -> list[Tensor | None]:
     # Views, because coefficients depend on x: the gradient of x itself shall not include theirs.
     inputs = [
         None if tensor is None else tensor.view_as(tensor).to(ctx.dtype)
-        for tensor in ctx.saved_tensors
+        for tensor in ctx.saved_tensors[:-1]
     ]
     x, coefficients, bank, position_scale, input_scale, output_scale = inputs
     kernels = assemble_kernels(Mixture(coefficients, bank, ctx.layout, position_scale))
@@ -170,14 +217,16 @@ def _differentiable_backward(ctx, grad_y) -> list[Tensor | None]:
 
 
 def _backward(ctx, grad_y) -> list[Tensor | None]:
-    inputs = ctx.saved_tensors
+    *inputs, kept = ctx.saved_tensors
     # What autocast computed with, which is not on in the backward pass.
     x, coefficients, bank, position_scale, input_scale, output_scale = (
         None if tensor is None else tensor.to(ctx.dtype) for tensor in inputs
     )
     scaled_x = scale_maps(x, input_scale)
     mixture = Mixture(coefficients, bank, ctx.layout, position_scale, output_scale=output_scale)
-    c_out, parts = bank.shape[1], blocks(x, bank.shape[1], ctx.layout, ctx.groups)
+    c_out = bank.shape[1]
+    whole = slice(0, None)
+    parts = [(whole, whole)] if kept is not None else blocks(x, c_out, ctx.layout, ctx.groups)
     scratch = scratch_for(x) if len(parts) > 1 else None
     totals: list[Tensor | None] = []
     for samples, rows in parts:
@@ -185,6 +234,7 @@ def _backward(ctx, grad_y) -> list[Tensor | None]:
             _of_rows(grad_y[samples], c_out, rows),
             scaled_x[samples],
             mixture,
+            kept,
             scratch,
             samples,
             rows,
@@ -246,6 +296,7 @@ def _block_backward(
     grad_y: Tensor,
     x: Tensor,
     mixture: Mixture,
+    kept: Tensor | None,
     scratch: Scratch | None,
     samples: slice,
     rows: slice,
@@ -259,15 +310,17 @@ def _block_backward(
         grad_y: of the block, shape ``(N, output groups, rows, *out_size)``.
         x: of the block, with the input scale.
         mixture: of all blocks.
+        kept: the kernels of the block without the position scale; ``None`` if they were not kept.
         scratch: memory for all blocks; ``None`` for fresh memory.
         samples, rows: which block it is.
         groups, geometry: of the convolution.
         needs_x: whether the gradient of ``x`` is needed.
     """
     coefficients, bank = mixture.coefficients[samples], mixture.bank[:, rows]
-    unscaled = kernels = assemble_block(
-        mixture._replace(position_scale=None), scratch, samples, rows
-    )
+    unscaled = kept
+    if unscaled is None:
+        unscaled = assemble_block(mixture._replace(position_scale=None), scratch, samples, rows)
+    kernels = unscaled
     of_output = of_position = factors = None
     if mixture.position_scale is not None:
         kernels = scale_positions(unscaled, mixture.position_scale[samples])
@@ -373,48 +426,3 @@ def divisor(number: int, limit: int) -> int:
 def _of_rows(y: Tensor, c_out: int, rows: slice) -> Tensor:
     """The output channels that some rows of the bank make, ``(N, groups, rows, *size)``."""
     return y.unflatten(1, (-1, c_out))[:, :, rows]
-
-
-def scratch_for(x: Tensor) -> Scratch | None:
-    """Memory for blocks of kernels on the CPU; PyTorch itself keeps that of other devices."""
-    return Scratch() if x.device.type == 'cpu' else None
-
-
-class Scratch:
-    """Memory that the blocks of one call use one after the other.
-
-    On the CPU, fresh memory comes from the operating system page by page, which took as long as
-    mixing the kernels.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """A tensor without values, which is valid until the name is taken again."""
-        size, buffer = math.prod(shape), self._buffers.get(name)
-        if buffer is None or len(buffer) < size:
-            buffer = self._buffers[name] = like.new_empty(size)
-        return buffer[:size].view(shape)
-
-
-def assemble_block(
-    mixture: Mixture, scratch: Scratch | None, samples: slice, rows: slice
-) -> Tensor:
-    """As :func:`assemble_kernels`, for some samples and some rows of the bank.
-
-    Args:
-        mixture: of all samples.
-        scratch: holds the kernels; ``None`` for fresh memory.
-        samples, rows: which block it is.
-    """
-    coefficients, bank = mixture.coefficients[samples], mixture.bank[:, rows]
-    alpha, cells = coefficients.flatten(0, 1), bank.flatten(1)
-    shape, out, placed = (len(alpha), cells.shape[1]), None, None
-    if scratch is not None:
-        out, placed = (scratch.take(name, shape, bank) for name in ('mixtures', 'kernels'))
-    mixtures = torch.mm(alpha, cells, out=out).view(*coefficients.shape[:2], -1)
-    kernels = mixture.layout.place(mixtures, bank.shape[1:], placed)
-    if mixture.position_scale is None:
-        return kernels
-    return scale_positions(kernels, mixture.position_scale[samples])

@@ -128,6 +128,51 @@ def assemble_kernels(mixture: Mixture) -> Tensor:
     return scale_positions(kernels, mixture.position_scale)
 
 
+def scratch_for(x: Tensor) -> Scratch | None:
+    """Memory for blocks of kernels on the CPU; PyTorch itself keeps that of other devices."""
+    return Scratch() if x.device.type == 'cpu' else None
+
+
+class Scratch:
+    """Memory that the blocks of one call use one after the other.
+
+    On the CPU, fresh memory comes from the operating system page by page, which took as long as
+    mixing the kernels.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """A tensor without values, which is valid until the name is taken again."""
+        size, buffer = math.prod(shape), self._buffers.get(name)
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+def assemble_block(
+    mixture: Mixture, scratch: Scratch | None, samples: slice, rows: slice
+) -> Tensor:
+    """As :func:`assemble_kernels`, for some samples and some rows of the bank.
+
+    Args:
+        mixture: of all samples.
+        scratch: holds the kernels; ``None`` for fresh memory.
+        samples, rows: which block it is.
+    """
+    coefficients, bank = mixture.coefficients[samples], mixture.bank[:, rows]
+    alpha, cells = coefficients.flatten(0, 1), bank.flatten(1)
+    shape, out, placed = (len(alpha), cells.shape[1]), None, None
+    if scratch is not None:
+        out, placed = (scratch.take(name, shape, bank) for name in ('mixtures', 'kernels'))
+    mixtures = torch.mm(alpha, cells, out=out).view(*coefficients.shape[:2], -1)
+    kernels = mixture.layout.place(mixtures, bank.shape[1:], placed)
+    if mixture.position_scale is None:
+        return kernels
+    return scale_positions(kernels, mixture.position_scale[samples])
+
+
 def scale_channels(kernels: Tensor, mixture: Mixture, groups: int) -> Tensor:
     """Multiply kernels by the factors of their input and output channels.
 

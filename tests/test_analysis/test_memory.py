@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmkw.analysis import kept_memory, peak_memory, tensor_bytes
 from mmkw.methods.kernel_warehouse import KWConv2d
-from mmkw.ops import forced_route
+from mmkw.ops import forced_route, kept_kernels
 
 FLOAT = 4
 
@@ -74,7 +74,7 @@ def test_the_reference_route_keeps_the_kernels_of_the_batch_and_the_blockwise_on
     kernels = FLOAT * 4 * 16 * 16 * 9
 
     def kept_by(route):
-        with forced_route(route):
+        with forced_route(route), kept_kernels(0):
             return kept_memory(lambda: layer(x).sum(), resident(layer, x))
 
     # Beside some tensors of the attentions' size, (4, 9, 10).

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from mmkw.analysis import kept_memory
 from mmkw.methods import set_temperature
 from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear
-from mmkw.ops import forced_route
+from mmkw.ops import forced_route, kept_kernels
 from mmkw.ops.bank_responses import pixel_links
 from mmkw.ops.routes import choose_route
 
@@ -111,7 +111,7 @@ def test_blockwise_route_keeps_no_kernels(kind):
     kernels = 4 * len(x) * math.prod(layer.kernel_shape)
     with forced_route('reference'):
         reference = kept_bytes(layer, x)
-    with forced_route('blockwise'):
+    with forced_route('blockwise'), kept_kernels(0):
         assert kept_bytes(layer, x) <= reference - kernels
 
 
@@ -311,3 +311,17 @@ def test_choice_of_the_route(size, groups, spatial, route):
     with forced_route('bank_responses'):
         forced = choose_route(x, layer.mix(layer.pool(x)), groups)
     assert forced == ('bank_responses' if groups == 1 and spatial else 'reference')
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+def test_kept_kernels(kind):
+    """Kernels that are kept change no gradient, and take their memory."""
+    layer, x = make(kind, dtype=torch.float64)
+    kernels = 8 * len(x) * math.prod(layer.kernel_shape)
+    with kept_kernels(0):
+        expected, without = run(layer, x, 'blockwise'), kept_bytes(layer, x)
+    with kept_kernels(math.inf), forced_route('blockwise'):
+        assert_close(run(layer, x, 'blockwise'), expected)
+        assert kept_bytes(layer, x) == without + kernels
+    with pytest.raises(ValueError, match='share must be a number of at least 0, but got -1'):
+        kept_kernels(-1).__enter__()
