@@ -66,7 +66,8 @@ def compare(
             left = [run.network for run in waiting if run not in results] + later
             time_left = _seconds(left, results) / processes
             show(f'{total - len(left)} of {total} runs finished; about {_words(time_left)} left')
-    return results
+    # In the order of the names, not in that of finishing.
+    return finished(folder, networks, recipe)
 
 
 def named_networks(names: Iterable[str]) -> dict[str, Network]:
