@@ -22,7 +22,7 @@ from comparison.training import QUICK, Recipe, train  # noqa: E402
 
 def test_quick(tmp_path, capfd):
     """From nothing to the report; then with a second seed, for which two processes train."""
-    options = ['--quick', '--work-dir', str(tmp_path), '--networks', *NETWORKS]
+    options = ['--quick', '--work-dir', str(tmp_path)]
     tool.main([*options, '--processes', '1'])
     out = capfd.readouterr().out
     table = (tmp_path / 'comparison.md').read_text()
@@ -30,19 +30,22 @@ def test_quick(tmp_path, capfd):
     rows = [line.split(' | ')[0].strip('| ') for line in table.splitlines()[2:]]
     assert rows == list(NETWORKS)
     assert (tmp_path / 'comparison.png').stat().st_size > 10_000
-    total = len(NETWORKS)
-    assert f'1 of {total} runs finished; about' in out
+    assert f'1 of {len(NETWORKS)} runs finished; about' in out
     files = {path: path.read_bytes() for path in tmp_path.glob('*.json')}
-    assert len(files) == total and not list(tmp_path.glob('*.pth'))
+    assert len(files) == len(NETWORKS) and not list(tmp_path.glob('*.pth'))
 
-    options = ['--quick', '--work-dir', str(tmp_path), '--networks', 'plain', 'DY-Conv 4x']
-    tool.main([*options, '--seeds', '2'])
+    tool.main([*options, '--criterion', '--seeds', '2'])
     out = capfd.readouterr().out
-    assert '3 of 4 runs finished' in out and '4 of 4 runs finished' in out
+    assert '1 of 4' not in out and '2 of 4 runs finished' in out and '4 of 4 runs finished' in out
     assert {path: path.read_bytes() for path in files} == files
-    assert (tmp_path / 'comparison.md').read_text().count('±') == 1
-    tool.main([*options, '--seeds', '2', '--report'])
-    assert capfd.readouterr().out.strip() == (tmp_path / 'comparison.md').read_text().strip()
+    table = (tmp_path / 'comparison.md').read_text()
+    assert [line.split(' | ')[0] for line in table.splitlines()[2:]] == [
+        '| plain',
+        '| plain, double width',
+    ]
+    assert table.count('±') == 1
+    tool.main([*options, '--criterion', '--seeds', '2', '--report'])
+    assert capfd.readouterr().out.strip() == table.strip()
 
 
 @pytest.mark.parametrize('name', ['plain', 'KW 1x'])
@@ -101,9 +104,9 @@ def test_report_by_hand():
     assert kw.mean == 74 and kw.difference == 12
     # Variances of 4 and 16, and Student's t of four degrees of freedom is 2.776.
     assert kw.margin == pytest.approx(2.776 * 10**0.5 * (2 / 3) ** 0.5, rel=1e-3)
-    assert kw.gain == '+12.0 ± 7.2, better'
+    assert kw.gain == '+12.00 ± 7.17, better'
     first = {item.run: item for item in results if item.run.seed == 0}
-    assert [row.gain for row in summarise(first, recipe)] == ['', '+10.0']
+    assert [row.gain for row in summarise(first, recipe)] == ['', '+10.00']
 
 
 def test_images():

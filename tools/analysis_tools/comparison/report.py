@@ -50,12 +50,12 @@ class Row:
         if self.difference is None:
             return ''
         if math.isnan(self.margin):
-            return f'{self.difference:+.1f}'
+            return f'{self.difference:+.2f}'
         if abs(self.difference) <= self.margin:
             verdict = 'not shown'
         else:
             verdict = 'better' if self.difference > 0 else 'worse'
-        return f'{self.difference:+.1f} ± {self.margin:.1f}, {verdict}'
+        return f'{self.difference:+.2f} ± {self.margin:.2f}, {verdict}'
 
 
 def summarise(results: Results, recipe: Recipe) -> list[Row]:
@@ -71,19 +71,19 @@ def summarise(results: Results, recipe: Recipe) -> list[Row]:
         if chosen:
             runs[name] = sorted(chosen, key=lambda result: result.run.seed)
     values = {name: [run.test_accuracy for run in found] for name, found in runs.items()}
-    spread = _pooled_spread(values)
+    half_width = _half_width(values)
     plain = values.get(BASELINE)
     rows = []
     for name, own in values.items():
         difference, margin = None, math.nan
         if plain is not None and name != BASELINE:
             difference = float(np.mean(own) - np.mean(plain))
-            margin = spread * math.sqrt(1 / len(own) + 1 / len(plain))
+            margin = half_width * math.sqrt(1 / len(own) + 1 / len(plain))
         rows.append(Row(name, runs[name], difference, margin))
     return rows
 
 
-def _pooled_spread(values: Mapping[str, Sequence[float]]) -> float:
+def _half_width(values: Mapping[str, Sequence[float]]) -> float:
     """Student's t at 97.5 % times the common standard deviation; ``nan`` if there is none."""
     # SciPy comes with scikit-learn, whose digits are the data.
     from scipy.stats import t
@@ -107,9 +107,9 @@ def as_table(rows: Sequence[Row]) -> str:
         seconds = np.mean([run.seconds for run in row.runs])
         train = np.mean([run.curve[-1].train_accuracy for run in row.runs])
         late = np.mean([_late_gain(run) for run in row.runs])
-        test = f'{row.mean:.1f}'
+        test = f'{row.mean:.2f}'
         if len(row.runs) > 1:
-            test += f' ({", ".join(f"{run.test_accuracy:.1f}" for run in row.runs)})'
+            test += f' ({", ".join(f"{run.test_accuracy:.2f}" for run in row.runs)})'
         lines.append(
             f'| {row.network} | {first.parameters:,} | {first.operations / 1e6:.1f} | '
             f'{seconds:.0f} | {first.run.rate:g} | {train:.1f} | {late:+.1f} | {test} | '

@@ -131,7 +131,7 @@ def _train_all(
             yield _train(run, networks[run.network], recipe, folder)
         return
     context = get_context('spawn')
-    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(processes, context) as pool:
         try:
             tasks = [
                 pool.submit(_train, run, networks[run.network], recipe, folder) for run in runs
@@ -145,7 +145,12 @@ def _train_all(
 def _train(run: Run, network: Network, recipe: Recipe, folder: Path) -> Result:
     # The tables of plans.
     MMLogger.get_current_instance().setLevel(logging.WARNING)
-    result = train(run, network, recipe, folder, lambda line: print(line, flush=True))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = train(run, network, recipe, folder, lambda line: print(line, flush=True))
+    finally:
+        torch.set_num_threads(threads)
     write_result(result, recipe.setup(network), folder)
     state_file(run, folder).unlink(missing_ok=True)
     return result

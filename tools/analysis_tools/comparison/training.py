@@ -85,7 +85,7 @@ def train(
 ) -> Result:
     """Train a network to the end.
 
-    Equal arguments give equal results, with or without an interruption.
+    On the CPU equal arguments give equal results, with or without an interruption.
 
     Args:
         run: names the run and its files.
