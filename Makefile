@@ -10,10 +10,6 @@ SHELL := bash
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-# The tests of other versions of Python and torch do without detectors, which need mmcv's operators.
-TORCH_ENV = .venv-torch-$(TORCH)-$(notdir $(or $(PYTHON),python3))
-TORCH_TESTS = $$(grep -rLE 'mmdet|tiny_runs|config_models|demo' tests --include='test_*.py')
-
 RUN_NEEDS := torch torchvision mmengine mmcv.ops mmdet mmpretrain sklearn matplotlib
 TEST_NEEDS := pytest xdist tensorboard safetensors timm mim
 # A process per core, up to four, as each takes about 1 GB. Each test file stays in one of them;
@@ -55,24 +51,35 @@ test-fork: ## run the tests with the maintained fork of OpenMMLab, in .venv-fork
 	@bash tools/setup_env.sh onedl
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-oldest: PY := .venv-oldest/bin/python
-test-oldest: ## run the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
-	@bash tools/setup_env.sh oldest
-	$(PYTEST) $(PYTEST_ARGS)
+# With other versions of Python or torch, the tests run that do without detectors, as those need
+# mmcv's operators; mmcv-lite has the rest of it. torch 2.x goes with torchvision 0.(x + 15), and is
+# compiled for NumPy 1 up to 2.2; OpenCV is for NumPy 2 from 4.12 on.
+LITE_TESTS = $$(grep -rLE 'mmdet|tiny_runs|config_models|demo' tests --include='test_*.py')
+# $(1): the command that prints the pins
+define test_lite
+@set -e; [[ -f $(ENV)/.complete ]] || { \
+	"$(or $(PYTHON),python3)" -m venv $(ENV); \
+	{ $(1); } >$(ENV)/pins.txt; \
+	$(ENV)/bin/python -m pip install -c $(ENV)/pins.txt torch torchvision mmengine mmcv-lite \
+		mmpretrain 'setuptools<82' -e '.[test]'; \
+	touch $(ENV)/.complete; }
+PYTHONPATH='$(CURDIR)' $(PYTEST) $(LITE_TESTS) $(PYTEST_ARGS)
+endef
 
-# torch 2.x goes with torchvision 0.(x + 15). mmcv-lite has all of mmcv but the operators.
-test-torch: PY = $(TORCH_ENV)/bin/python
-test-torch: ## run the tests without detectors with another torch or Python, such as TORCH=2.1.2 PYTHON=python3.9
+test-oldest: ENV = .venv-oldest
+test-oldest: ## run the tests without detectors with the oldest versions allowed; PYTHON=python3.9
+	$(call test_lite,grep -oE '"[a-z-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/; /^setuptools/d' \
+		| sed 's/^mmcv=/mmcv-lite=/'; printf '%s\n' 'numpy<2' 'opencv-python<4.12')
+
+test-torch: ENV = .venv-torch-$(TORCH)-$(notdir $(or $(PYTHON),python3))
+test-torch: ## the same with another torch or Python, such as TORCH=2.11.0 PYTHON=python3.13
 	@[[ "$(TORCH)" == 2.* ]] || { echo 'TORCH=$(TORCH): give a version, such as TORCH=2.1.2' >&2; exit 1; }
-	@set -e; [[ -f $(TORCH_ENV)/.complete ]] || { \
-		minor=$$(cut -d. -f2 <<<'$(TORCH)'); \
-		"$(or $(PYTHON),python3)" -m venv $(TORCH_ENV); \
-		sed -nE 's/^mmcv=/mmcv-lite=/; /^(mmengine|mmcv-lite|mmpretrain|setuptools)=/p' \
-			requirements/tested.txt >$(TORCH_ENV)/requirements.txt; \
-		$(TORCH_ENV)/bin/python -m pip install -r $(TORCH_ENV)/requirements.txt 'torch===$(TORCH)' \
-			"torchvision==0.$$((minor + 15)).*" $$( ((minor > 2)) || echo 'numpy<2') -e '.[test]'; \
-		touch $(TORCH_ENV)/.complete; }
-	PYTHONPATH='$(CURDIR)' $(PYTEST) $(TORCH_TESTS) $(PYTEST_ARGS)
+	$(call test_lite,sed -nE 's/^mmcv=/mmcv-lite=/; /^(mmengine|mmcv-lite|mmpretrain|setuptools)=/p' \
+		requirements/tested.txt; minor=$$(cut -d. -f2 <<<'$(TORCH)'); \
+		echo 'torch===$(TORCH)'; echo "torchvision==0.$$((minor + 15)).*"; \
+		((minor > 2)) || printf '%s\n' 'numpy<2' 'opencv-python<4.12')
+
+test-oldest test-torch: PY = $(ENV)/bin/python
 
 lint: ## check style and formatting with ruff, and types with mypy
 	$(call prepare,ruff mypy)

@@ -69,6 +69,7 @@ def main():
     if sys.version_info < (3, 9):  # noqa: UP036, for the environment that somebody brings
         sys.exit(f'{sys.executable} is Python {sys.version.split()[0]}; mmkw needs 3.9 or newer.')
     warnings.simplefilter('ignore')
+    sys.path.append(f'{sys.prefix}/mim')  # where tools/setup_env.sh puts it
     requirements = read_requirements()
     problems, missing = [], {}
     for name in sys.argv[1:]:

@@ -3,36 +3,25 @@
 #
 #   openmmlab   the packages of OpenMMLab, in .venv (the default)
 #   onedl       their maintained fork, in .venv-fork
-#   oldest      the oldest versions that pyproject.toml allows, in .venv-oldest
 #
-# Versions stand in requirements/tested.txt and pyproject.toml, and nowhere else. A finished step
+# The versions stand in requirements/tested.txt and nowhere else. A finished step
 # leaves a stamp in .setup, so a run that was interrupted goes on with the step it was in. mmcv
 # is compiled, where it has to be, while pip installs the rest.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-readonly stack=${1:-openmmlab} prefix=$([[ ${1:-} != onedl ]] || echo onedl-)
-pins=requirements/tested.txt pythons=(python3.11 python3.12 python3.10 python3 python)
-tested='3.10 to 3.13' supported='(3, 10) <= sys.version_info[:2] <= (3, 13)'
+readonly stack=${1:-openmmlab} pins=requirements/tested.txt
 case $stack in
 openmmlab)
-    venv=.venv packages=(mmengine mmdet mmpretrain setuptools) mim=openmim ;;
+    prefix='' venv=.venv packages=(mmengine mmdet mmpretrain setuptools) mim=openmim ;;
 onedl)
-    venv=.venv-fork packages=(onedl-mmengine onedl-mmdetection onedl-mmpretrain) mim=onedl-mim ;;
-oldest)
-    venv=.venv-oldest packages=(mmengine mmdet mmpretrain setuptools) mim=openmim
-    pins=$venv/oldest.txt pythons=(python3.9) tested=3.9 supported='sys.version_info[:2] == (3, 9)' ;;
+    prefix=onedl- venv=.venv-fork packages=(onedl-mmengine onedl-mmdetection onedl-mmpretrain)
+    mim=onedl-mim ;;
 *)
-    printf 'no stack %s; give openmmlab, onedl or oldest\n' "$stack" >&2 && exit 1 ;;
+    printf 'there is no stack %s; give openmmlab or onedl\n' "$stack" >&2 && exit 1 ;;
 esac
 readonly python=$venv/bin/python log=$venv/setup.log mmcv_log=$venv/mmcv.log stamps=$venv/.setup
-supported="import sys; sys.exit(not $supported)"
-mkdir -p "$venv"
-if [[ $stack == oldest ]]; then
-    # The lower bounds as pins. torch before 2.3 is compiled for NumPy 1, OpenCV from 4.12 for 2.
-    { grep -oE '"[a-z-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/; /^setuptools/d'
-        printf '%s\n' 'setuptools<82' 'numpy<2' 'opencv-python<4.12'; } >"$pins"
-fi
+readonly supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
 key=$({ pwd && cat "$pins" pyproject.toml tools/setup_env.sh; } | cksum)
 ticker= builder=
 exec 3>&2 # the steps write to the log; what the user must see goes here
@@ -125,10 +114,10 @@ create_venv() {
     forget_unfinished_packages
     if "$python" -m pip show pip; then
         "$python" -c "$supported" || fail "$venv holds $("$python" --version); the tested versions \
-need Python $tested. Move $venv away, or use it as it is with PYTHON=$python"
+need Python 3.10 to 3.12. Move $venv away, or use it as it is with PYTHON=$python"
         return
     fi
-    for candidate in "${pythons[@]}"; do
+    for candidate in python3.11 python3.12 python3.10 python3 python; do
         "$candidate" -c "$supported" || continue
         if "$candidate" -c 'import ensurepip'; then
             rm -f "$venv"/bin/python*
@@ -139,8 +128,8 @@ need Python $tested. Move $venv away, or use it as it is with PYTHON=$python"
     done
     [[ -z $lacks_ensurepip ]] || fail "$lacks_ensurepip cannot make virtual environments; \
 on Debian and Ubuntu: apt-get install $lacks_ensurepip-venv"
-    fail "there is no Python $tested on the PATH. Install ${pythons[0]}, or use an environment that \
-you have with PYTHON=/path/to/python"
+    fail "there is no Python 3.11 (nor 3.12 or 3.10) on the PATH. Install python3.11, or use an \
+environment that you have with PYTHON=/path/to/python"
 }
 
 say_time() { # a file takes about 10 s of a core; the rest, 2 to 4 minutes
@@ -168,6 +157,8 @@ wheel_of_mmcv() { # wheel_of_mmcv [PIP OPTION...]; from the index, from pip's ca
     command -v "${CXX:-c++}" || { echo 'no C++ compiler' && return 1; }
     [[ -f $("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]] ||
         { echo 'no Python.h' && return 1; }
+    # mmcv can't leave operators out, as one file binds them all. Reading PyTorch's headers takes 7 of
+    # the 9 s of a file, so -O0 saves little (8.2 s), and precompiled headers are slower (9.9 s).
     # torch looks for ninja on the PATH, and compiles one file after the other without it.
     PATH=$PWD/$venv/bin:$PATH MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} \
         CFLAGS="${CFLAGS:-} -g0" run_pip wheel --verbose --no-deps --no-build-isolation \

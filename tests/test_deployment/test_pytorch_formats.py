@@ -11,6 +11,7 @@ from torch import nn
 from mmkw import KWConv2d, set_temperature
 from mmkw.openmmlab.backbones import KWConvNeXt, KWMobileNetV2, KWResNet
 
+pytest.importorskip('torch', minversion='2.6', reason='torch.export.Dim.DYNAMIC came with 2.6')
 ANY = torch.export.Dim.DYNAMIC
 NETWORKS = {
     'KWResNet18': lambda: KWResNet(depth=18),
