@@ -16,7 +16,7 @@ from ..arguments import check_names
 from ..methods.kernel_warehouse.attention import AttentionConfig, AttentionOptions, count_parameters
 from ..methods.kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from .attention_cost import Sharing, Totals, as_ratios
-from .candidates import batch_size, outside_use, unusable_layers
+from .candidates import batch_size, constant_layers, outside_use, unusable_layers, warn_of_constant
 from .limiting import leave_costly_plain, split_costly
 from .plan import WarehouseConfig, apply_plan
 from .plan_table import NetworkPlan, group_by_reason
@@ -34,6 +34,7 @@ def plan_network(
     spatial_partition: bool = True,
     attention: AttentionOptions = None,
     max_attention: Ratio = 1 / 4,
+    initial: nn.Module | None = None,
 ) -> NetworkPlan:
     """Plan the warehouses of any plain network, changing nothing.
 
@@ -48,8 +49,9 @@ def plan_network(
     (stem, patch embedding), the projections of attentions, which the paper leaves plain except
     for the value, and what cannot take an attention over the positions of one sample: layers that
     see a single position (squeeze-and-excitation), that do not have the samples first (windows),
-    that are never called or have their weight read or computed outside, and special kinds of
-    layers.
+    that are never called or have their weight read or computed outside, those that the network
+    starts at a constant on purpose, such as the offsets of deformable convolutions, and special
+    kinds of layers.
 
     The attentions of all layers together have at most ``max_attention`` times the parameters of
     the plain ``network``, all of those counted. What a layer's attention takes in a warehouse of
@@ -72,6 +74,8 @@ def plan_network(
             channels that does. Defaults to ``None``: 1 if the budget is at least 1, otherwise 1/2.
         spatial_partition, attention: see :class:`WarehouseConfig`.
         max_attention: see above. Defaults to 1/4.
+        initial: a copy of the network as its own initialisation leaves it, where ``network`` is
+            as it was built, to see which layers start at a constant. Defaults to ``None``.
 
     Raises:
         ValueError: if no layer can have a warehouse, a pattern matches nothing or a layer is
@@ -86,7 +90,8 @@ def plan_network(
         AttentionConfig.of(attention),
     )
     traces = trace_layers(network, inputs)
-    plain = unusable_layers(network, traces, batch_size(inputs), layers, exclude)
+    constant = constant_layers(network, *([] if initial is None else [initial]))
+    plain = unusable_layers(network, traces, batch_size(inputs), layers, exclude, constant)
     usable = describe_layers(network, traces, plain, sharing)
     if not usable:
         raise ValueError(
@@ -117,6 +122,7 @@ def complete_plan(
     network: nn.Module,
     inputs: Inputs,
     plan: Mapping[str, WarehouseConfig | Mapping[str, Any]],
+    initial: nn.Module | None = None,
     **defaults,
 ) -> NetworkPlan:
     """Check a plan of one's own on one run of the plain network, changing nothing.
@@ -125,6 +131,7 @@ def complete_plan(
         network: the plain network.
         inputs: for one run of it, see :func:`trace_layers`.
         plan: by the warehouse's name a :class:`WarehouseConfig` or its arguments as a mapping.
+        initial: as in :func:`plan_network`; layers that start at a constant are named in a warning.
         defaults: arguments of :class:`WarehouseConfig` for what the mappings leave out.
 
     Raises:
@@ -137,6 +144,8 @@ def complete_plan(
     network_plan = NetworkPlan(
         network, {name: _config(name, options, defaults) for name, options in plan.items()}
     )
+    constant = constant_layers(network, *([] if initial is None else [initial]))
+    warn_of_constant([name for name in network_plan.layers if name in constant])
     traces = trace_layers(network, inputs)
     broken = {
         name: reason

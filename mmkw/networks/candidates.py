@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from ..ops.mixing import Shape
-from .replacing import is_replaceable, match_layers
+from .replacing import is_replaceable, match_layers, some_of
 from .tracing import Inputs, LayerTrace, tensors_in
 
 
@@ -23,12 +24,60 @@ def outside_use(trace: LayerTrace) -> str | None:
     return None
 
 
+def constant_layers(*networks: nn.Module) -> set[str]:
+    """Layers whose weight is the same number everywhere, by name.
+
+    A network initialises a layer so on purpose: offsets of deformable convolutions, the last layer
+    of a non-local block and gates are 0, so that they do nothing at first. Random kernels in their
+    place would change what the network computes. On the meta device there are no values, and none
+    are found.
+
+    Args:
+        networks: a network as it is built and, if that differs, as its initialisation leaves it.
+    """
+    return {
+        name
+        for network in networks
+        for name, layer in network.named_modules()
+        if is_replaceable(layer)
+        and (weight := layer._parameters.get('weight')) is not None
+        and weight.numel() > 1
+        and not weight.is_meta
+        and bool(weight.detach().min() == weight.detach().max())
+    }
+
+
+def leave_constant_plain(matches: Mapping[str, str], constant: set[str]) -> list[str]:
+    """The layers to replace: those that patterns match, without constant ones.
+
+    A layer that is named in full is replaced all the same, with a warning that says what it costs.
+
+    Args:
+        matches: the name or pattern that matched each layer, see :func:`match_layers`.
+        constant: see :func:`constant_layers`.
+    """
+    warn_of_constant([name for name in matches if name in constant and matches[name] == name])
+    return [name for name in matches if name not in constant or matches[name] == name]
+
+
+def warn_of_constant(names: Sequence[str]) -> None:
+    """Say what it costs to replace layers that start constant, if there are any."""
+    if names:
+        warnings.warn(
+            f'{some_of(names)}: the network starts these layers at a constant on purpose, and '
+            f'random kernels take its place, so that it computes something else from the start; '
+            f'leave them out to keep it',
+            stacklevel=3,
+        )
+
+
 def unusable_layers(
     network: nn.Module,
     traces: Mapping[str, LayerTrace],
     samples: int,
     patterns: Iterable[str],
     exclude: Iterable[str],
+    constant: set[str],
 ) -> dict[str, str]:
     """Why layers cannot or shall not have a warehouse."""
     wanted, excluded = match_layers(network, patterns), match_layers(network, exclude)
@@ -54,6 +103,8 @@ def unusable_layers(
             return 'not among the layers asked for'
         if uses[id(layer.weight)] > 1:
             return 'another layer has the same weight'
+        if name in constant:
+            return 'starts at a constant, as its network initialises it'
         if trace.sees_input:
             return "sees the network's own input"
         if name in projections:

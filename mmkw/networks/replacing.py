@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -97,7 +98,7 @@ def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
         if not found:
             raise ValueError(
                 f'{pattern!r} matches no convolution or linear layer of '
-                f'{type(network).__name__}; it has {some_of(layers)}'
+                f'{type(network).__name__}; it has {some_of(layers)}{_special_layers(network)}'
             )
         for name in found:
             if name in matches:
@@ -107,6 +108,29 @@ def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
                 )
             matches[name] = pattern
     return {name: matches[name] for name in layers if name in matches}
+
+
+def _special_layers(network: nn.Module) -> str:
+    """Names the classes of layers that look like convolutions, but compute something else."""
+    kinds = Counter(
+        type(module).__name__
+        for module in network.modules()
+        if not is_replaceable(module)
+        and not isinstance(module, DynamicLayer)
+        and (isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) or 'Conv' in _type(module))
+        and module._parameters
+    )
+    if not kinds:
+        return ''
+    found = ', '.join(f'{count} {kind}' for kind, count in kinds.items())
+    return (
+        f'. Beside these it has {found}, which compute their weight or output in a way of their '
+        f'own, so that no dynamic layer can take their place'
+    )
+
+
+def _type(module: nn.Module) -> str:
+    return type(module).__name__
 
 
 def replace_layers(

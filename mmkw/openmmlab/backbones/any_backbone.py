@@ -17,9 +17,10 @@ from ...networks.plan import WarehouseConfig, apply_plan
 from ...networks.plan import freeze_idle_warehouses as freeze_idle
 from ..attention_norms import options_from_config
 from .conv_types import naming_conv_types
+from .initial_weights import initialised_copy
 from .layer_depth import WarehouseDepths
 
-_AUTOMATIC_OPTIONS = tuple(inspect.signature(plan_network).parameters)[2:]
+_AUTOMATIC_OPTIONS = tuple(inspect.signature(plan_network).parameters)[2:-1]  # not `initial`
 _DEFAULTS = tuple(field.name for field in fields(WarehouseConfig) if field.name != 'layers')
 
 
@@ -126,4 +127,4 @@ def backbone_plan(
     check_names(owner, options, known, 'option')
     parameter = next(network.parameters())
     images = torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device)
-    return make_plan(network, images, plan, **options)
+    return make_plan(network, images, plan, initial=initialised_copy(network), **options)

@@ -23,9 +23,11 @@ from ...methods import (
 from ...methods.base import DynamicLayer
 from ...methods.cond_conv import share_routing
 from ...methods.kernel_warehouse.layers import KW_LAYERS
+from ...networks.candidates import constant_layers, leave_constant_plain
 from ...networks.replacing import match_layers, replace_layers, some_of
 from ..attention_norms import options_from_config
 from .any_backbone import build_plain
+from .initial_weights import initialised_copy
 
 # The layers of each method by their number of spatial dimensions; 0 for linear ones. A method goes
 # by the name of its two-dimensional convolution.
@@ -71,6 +73,8 @@ def build_dynamic_backbone(
             where it has them.
         layers: names or patterns of the layers to replace, see
             :func:`~mmkw.networks.match_layers`.
+            Layers that the network starts at a constant on purpose, such as the offsets of
+            deformable convolutions, stay plain unless they are named in full.
         exclude: names or patterns of layers that stay plain. Defaults to none.
         share_routing_in: names of modules, such as blocks, whose CondConv layers share the routing
             of the first one. Defaults to none.
@@ -89,11 +93,17 @@ def build_dynamic_backbone(
         )
     network = build_plain(backbone)
     excluded = match_layers(network, exclude)
-    names = [name for name in match_layers(network, layers) if name not in excluded]
+    matches = {
+        name: pattern
+        for name, pattern in match_layers(network, layers).items()
+        if name not in excluded
+    }
+    names = leave_constant_plain(matches, constant_layers(network, initialised_copy(network)))
     if not names:
         raise ValueError(
             f'DynamicBackbone replaces no layer of {type(network).__name__}: layers={layers!r} and '
-            f'exclude={exclude!r} leave none; name one at least'
+            f'exclude={exclude!r} leave none, but for layers that start at a constant on purpose '
+            f'({some_of([name for name in matches if name not in names])}); name one at least'
         )
     try:
         replaced = replace_layers(network, names, METHODS[method], **options)
