@@ -81,7 +81,12 @@ def _as_plain(config: dict, kind: type) -> dict:
     """Without the options that the plain class does not have, and with the defaults of ``kind``."""
     plain = _PLAIN[kind]
     if kind is KWResNet:
-        config = as_mmpretrain_arguments(config)
+        config, *dilations = as_mmpretrain_arguments(config)
+        if any(dilations):
+            raise ValueError(
+                "the plain ResNet is MMPretrain's, which has no contract_dilation and no "
+                'multi_grid; build the network without them'
+            )
     config = {**config, 'type': f'mmpretrain.{plain.__name__}'}
     known = inspect.signature(plain).parameters
     for name, option in inspect.signature(kind).parameters.items():

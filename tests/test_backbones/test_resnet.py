@@ -266,9 +266,37 @@ def test_layer_wise_learning_rates():
         (dict(cell_ratio=3 / 4), 'does not divide'),
         (dict(dcn=dict(type='DCN')), 'KWResNet cannot take dcn='),
         (dict(plugins=[dict()]), 'KWResNet cannot take plugins='),
-        (dict(pretrained='x.pth'), 'use init_cfg'),
+        (dict(pretrained='x', init_cfg=dict(type='A')), 'either pretrained or init_cfg'),
+        (dict(multi_grid=(1, 2, 4)), 'for each of the 2 blocks of the last stage'),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         small(**arguments)
+
+
+@pytest.mark.parametrize('depth, conv', [(18, 'conv1'), (50, 'conv2')])
+def test_dilations_of_mmsegmentation(depth, conv):
+    """As its ResNet: half in the first block, or a dilation for each block of the last stage."""
+
+    def dilations(**options):
+        network = KWResNet(
+            depth=depth, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1), attention=None, **options
+        )
+        images = torch.randn(2, 3, 64, 64)
+        assert network(images)[-1].shape[2:] == (8, 8)
+        convs = [getattr(block, conv) for block in [*network.layer3, *network.layer4]]
+        assert all(layer.padding == layer.dilation for layer in convs)
+        return [layer.dilation[0] for layer in convs]
+
+    blocks = {18: (2, 2), 50: (6, 3)}[depth]
+    third = [1] + [2] * (blocks[0] - 1)
+    assert dilations(contract_dilation=True) == third + [2] + [4] * (blocks[1] - 1)
+    grid = [1, 2, 4][: blocks[1]]
+    assert dilations(contract_dilation=True, multi_grid=grid) == third + grid
+    assert dilations(multi_grid=grid) == [2] * blocks[0] + grid
+
+
+def test_pretrained_is_an_init_cfg():
+    network = small(pretrained='somewhere.pth')
+    assert network.init_cfg == dict(type='Pretrained', checkpoint='somewhere.pth')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mmcv.cnn.bricks import DropPath
@@ -18,12 +19,13 @@ from ...networks.replacing import kernel_shape_of
 from ..attention_norms import attention_from_config
 from .base import WarehouseBackbone
 
-# What mmdet.ResNet takes and mmpretrain.ResNet does not, with the fix for those who use it.
-_MMDET_ONLY = {
-    'dcn': 'a deformable convolution cannot take its kernel from a warehouse',
-    'plugins': 'insert the plugins into a plain mmdet.ResNet',
-    'pretrained': "use init_cfg=dict(type='Pretrained', checkpoint=...)",
+# What mmdet.ResNet and mmseg.ResNet take and KWResNet does not, with the fix for those who use it.
+_PLAIN_ONLY = {
+    'dcn': "take type='KWBackbone' around it, which leaves deformable convolutions plain",
+    'plugins': "take type='KWBackbone' around it",
 }
+# What they take and mmpretrain.ResNet does not.
+_OTHERS = ('stage_with_dcn', 'pretrained', 'contract_dilation', 'multi_grid')
 
 
 SHARING = ('stage', 'equal_shapes', 'layer', 'none')
@@ -77,15 +79,17 @@ class KWResNet(WarehouseBackbone, ResNet):
         freeze_idle_warehouses (bool): whether a warehouse is frozen where all the layers that use
             it are. ``False`` trains its cells under frozen attentions, as the released detectors
             do. Defaults to True.
-        **kwargs: arguments of :class:`mmpretrain.models.ResNet`.
+        **kwargs: arguments of :class:`mmpretrain.models.ResNet`, and of MMSegmentation's ResNet
+            ``contract_dilation`` and ``multi_grid``, see :func:`set_dilations`, and ``pretrained``,
+            a checkpoint to start from.
 
     Raises:
         TypeError: on an unknown argument.
         ValueError: on an unknown depth, a budget or cell ratio that leaves no whole cells, or
-            arguments of ``mmdet.ResNet`` that have no meaning here (dcn, plugins, pretrained).
+            arguments of ``mmdet.ResNet`` that have no meaning here (dcn, plugins).
     """
 
-    @checks_arguments(*_MMDET_ONLY, 'stage_with_dcn')
+    @checks_arguments(*_PLAIN_ONLY, *_OTHERS)
     def __init__(
         self,
         depth: int,
@@ -103,8 +107,9 @@ class KWResNet(WarehouseBackbone, ResNet):
             raise ValueError(
                 f'depth must be one of {sorted(self.arch_settings)}, but got {depth!r}'
             )
-        kwargs = as_mmpretrain_arguments(kwargs)
+        kwargs, contract_dilation, multi_grid = as_mmpretrain_arguments(kwargs)
         super().__init__(depth, **kwargs)
+        set_dilations(self, contract_dilation, multi_grid)
         if constant_drop_path:
             for stage in self.res_layers:
                 for block in getattr(self, stage):
@@ -177,17 +182,59 @@ def _group(network: ResNet, stage: str, name: str, sharing: str) -> str:
     return name.replace('.', '_')
 
 
-def as_mmpretrain_arguments(kwargs: dict) -> dict:
-    """Read mmdet.ResNet's arguments where they differ from mmpretrain.ResNet's."""
+def as_mmpretrain_arguments(kwargs: dict) -> tuple[dict, bool, Sequence[int] | None]:
+    """Read the arguments of mmdet.ResNet and mmseg.ResNet where they differ from mmpretrain's.
+
+    Returns:
+        The arguments of ``mmpretrain.ResNet``, ``contract_dilation`` and ``multi_grid``.
+    """
     kwargs = dict(kwargs)
-    for name, fix in _MMDET_ONLY.items():
+    for name, fix in _PLAIN_ONLY.items():
         value = kwargs.pop(name, None)
         if value is not None:
             raise ValueError(f'KWResNet cannot take {name}={value!r}: {fix}')
-    kwargs.pop('stage_with_dcn', None)
-    # What None means in mmdet.
+    others = {name: kwargs.pop(name, None) for name in _OTHERS}
+    # What None means in mmdet and mmseg.
     if 'init_cfg' in kwargs and kwargs['init_cfg'] is None:
         del kwargs['init_cfg']
+    if others['pretrained'] is not None:
+        if 'init_cfg' in kwargs:
+            raise ValueError(
+                f'KWResNet takes either pretrained or init_cfg, but got '
+                f'pretrained={others["pretrained"]!r} and init_cfg={kwargs["init_cfg"]!r}'
+            )
+        kwargs['init_cfg'] = dict(type='Pretrained', checkpoint=others['pretrained'])
     if 'stem_channels' in kwargs and kwargs['stem_channels'] is None:
         kwargs['stem_channels'] = kwargs.get('base_channels', 64)
-    return kwargs
+    return kwargs, bool(others['contract_dilation']), others['multi_grid']
+
+
+def set_dilations(
+    network: ResNet, contract_dilation: bool, multi_grid: Sequence[int] | None
+) -> None:
+    """Change dilations of a plain ResNet as MMSegmentation's arguments of these names do.
+
+    Args:
+        network: changed in place.
+        contract_dilation: whether the first block of a stage with a dilation above 1 has half of
+            it.
+        multi_grid: the dilation of each block of the last stage; ``None`` for those of the stage.
+
+    Raises:
+        ValueError: if ``multi_grid`` does not have a number for each block.
+    """
+    for stage, dilation in zip(network.res_layers, network.dilations):
+        blocks = list(getattr(network, stage))
+        dilations = [dilation] * len(blocks)
+        if stage == network.res_layers[-1] and multi_grid is not None:
+            if len(multi_grid) != len(blocks):
+                raise ValueError(
+                    f'multi_grid needs a dilation for each of the {len(blocks)} blocks of the last '
+                    f'stage, but got {multi_grid!r}'
+                )
+            dilations = list(multi_grid)
+        elif contract_dilation and dilation > 1:
+            dilations[0] = dilation // 2
+        for block, value in zip(blocks, dilations):
+            conv = block.conv2 if isinstance(block, Bottleneck) else block.conv1
+            conv.dilation = conv.padding = (value, value)
