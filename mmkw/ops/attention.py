@@ -33,6 +33,8 @@ that of Eq. 4. Values never change.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Callable
 
 import torch
@@ -71,6 +73,24 @@ def mixture_attention(
         return _Contrast.apply(logits, beta, temperature)
     learned = ATTENTION_FUNCTIONS[function](logits)[..., : beta.shape[-1]]
     return torch.lerp(learned, beta.expand_as(learned), temperature)
+
+
+_is_fused = False
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Compute Eq. 4 and its gradient by one kernel of Triton each. Not thread-safe.
+
+    Off by default, as it has not been measured on a GPU. It needs Triton, and tensors on a GPU or
+    ``TRITON_INTERPRET=1``.
+    """
+    global _is_fused
+    previous, _is_fused = _is_fused, True
+    try:
+        yield
+    finally:
+        _is_fused = previous
 
 
 def normaliser(logits: Tensor) -> Tensor:
@@ -135,6 +155,11 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, beta: Tensor, temperature: Tensor) -> Tensor:
+        if _is_fused and logits.dim() == 3 and beta.dim() == 2:
+            from .triton_attention import attend
+
+            ctx.save_for_backward(logits, None, None, beta, temperature)
+            return attend(logits, beta, temperature, _EPS)
         sums = torch.linalg.vector_norm(logits, 1, -1, keepdim=True).add_(_EPS)
         learned = logits / sums
         ctx.save_for_backward(logits, learned, sums, beta, temperature)
@@ -149,6 +174,10 @@ class _Contrast(torch.autograd.Function):
             learned = contrast(logits)[..., :cells]
             alpha = torch.lerp(learned, beta.expand_as(learned), temperature)
             return (*torch.autograd.grad(alpha, logits, grad, create_graph=True), None, None)
+        if learned is None:
+            from .triton_attention import attend_backward
+
+            return attend_backward(logits, temperature, grad, _EPS, _MIN_STEEP), None, None
         dot = (grad * learned[..., :cells]).sum(-1, keepdim=True)
         if cells < logits.shape[-1]:
             grad = F.pad(grad, (0, 1))

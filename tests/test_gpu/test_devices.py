@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmkw.methods import CondConv2d, DCDConv2d, DYConv2d, ODConv2d, set_temperature
-from mmkw.methods.kernel_warehouse import KWConv2d, fold_attentions
+from mmkw.methods import METHODS, set_temperature
+from mmkw.methods.kernel_warehouse import fold_attentions
 from mmkw.openmmlab.backbones import KWResNet
+from mmkw.ops import fused_attention, mixture_attention
 
 GPU = pytest.param(
     'cuda',
@@ -24,13 +25,6 @@ GPU = pytest.param(
 )
 on_every_device = pytest.mark.parametrize('device', ['cpu', GPU])
 on_gpus = pytest.mark.parametrize('device', [GPU])
-METHODS = {
-    'KWConv2d': (KWConv2d, 0.3),
-    'ODConv2d': (ODConv2d, 2.5),
-    'DYConv2d': (DYConv2d, 2.5),
-    'CondConv2d': (CondConv2d, None),
-    'DCDConv2d': (DCDConv2d, None),
-}
 # How numbers are rounded, and how far results may be from float64, relative to the largest.
 PRECISIONS = {
     'float32': (None, 1e-4),
@@ -42,10 +36,10 @@ PRECISIONS = {
 
 def make(method, kernel_size):
     torch.manual_seed(0)
-    kind, temperature = METHODS[method]
+    kind, temperatures = METHODS[method].layers[2], METHODS[method].temperature_range
     layer = kind(16, 32, kernel_size, stride=2, padding=kernel_size // 2)
-    if temperature is not None:
-        set_temperature(layer, temperature)
+    if temperatures is not None:
+        set_temperature(layer, 0.3 if temperatures.high == 1 else 2.5)
     # Batch norm over a batch of four would enlarge the error of its input.
     return layer.eval()
 
@@ -168,3 +162,18 @@ def test_compiled_networks(device):
     with torch.no_grad():
         compiled = torch.compile(network)(x)[-1]
         torch.testing.assert_close(compiled, network(x)[-1], rtol=1e-3, atol=1e-4)
+
+
+@on_gpus
+def test_fused_attention(device):
+    """The kernels of Triton, against the operations of PyTorch."""
+    torch.manual_seed(0)
+    logits = torch.randn(8, 9, 41, device=device, requires_grad=True)
+    beta, tau = torch.eye(9, 40, device=device), torch.tensor(0.3, device=device)
+    weights = torch.randn(8, 9, 40, device=device)
+    results = []
+    for context in (nullcontext(), fused_attention()):
+        with context:
+            alpha = mixture_attention(logits, beta, tau)
+        results.append((alpha, *torch.autograd.grad((alpha * weights).sum(), logits)))
+    torch.testing.assert_close(results[1], results[0])

@@ -1,5 +1,9 @@
 """Eq. 4 and its gradient, beside a loop over mixtures and what autograd makes of it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -65,3 +69,42 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert alpha.dtype == torch.float32
     alpha.sum().backward()
     assert logits.grad.dtype == dtype
+
+
+FUSED = """
+import torch
+from mmkw.ops import fused_attention, mixture_attention
+
+torch.manual_seed(0)
+for scale in (1.0, 1e-3):
+    for cells in (4, 5):
+        for temperature in (0.0, 0.3, 0.7, 1.0):
+            tau = torch.tensor(temperature, dtype=torch.float64)
+            logits = scale * torch.randn(2, 3, 5, dtype=torch.float64)
+            logits[0, 0, 1] = 0
+            logits.requires_grad_()
+            beta = torch.eye(3, cells, dtype=torch.float64)
+            weights = torch.randn(2, 3, cells, dtype=torch.float64)
+            results = []
+            for is_fused in (False, True):
+                if is_fused:
+                    with fused_attention():
+                        alpha = mixture_attention(logits, beta, tau)
+                else:
+                    alpha = mixture_attention(logits, beta, tau)
+                results.append((alpha, *torch.autograd.grad((alpha * weights).sum(), logits)))
+            torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-12)
+print('equal')
+"""
+
+
+def test_triton_kernels_equal_the_operations_of_pytorch():
+    """By Triton's interpreter, which has to be asked for before Triton is imported."""
+    pytest.importorskip('triton')
+    run = subprocess.run(
+        [sys.executable, '-c', FUSED],
+        env={**os.environ, 'TRITON_INTERPRET': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.split() == ['equal'], run.stderr
