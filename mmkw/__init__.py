@@ -1,50 +1,62 @@
 """KernelWarehouse, and the dynamic convolutions it is compared with, for OpenMMLab.
 
 Where OpenMMLab is installed, importing mmkw registers all of it there, see :mod:`mmkw.openmmlab`,
-so that configs need nothing but ``custom_imports=dict(imports=['mmkw'])``. Without it the layers,
-plans and warehouses work with PyTorch alone.
+so that configs need nothing but ``custom_imports=dict(imports=['mmkw'])``. Without it layers and
+:func:`convert` work with PyTorch alone.
 """
 
 from importlib.util import find_spec
 
 from .methods import (
+    CGC,
+    DCD,
     CGConv2d,
+    CondConv,
     CondConv2d,
     DCDConv2d,
+    DYConv,
     DYConv2d,
+    KernelWarehouse,
     KWConv1d,
     KWConv2d,
     KWConv3d,
     KWLinear,
+    ODConv,
     ODConv2d,
+    WeightNet,
     WeightNetConv2d,
     get_temperature,
     set_temperature,
 )
 from .methods.kernel_warehouse import fold_attentions, unfold_attentions
-from .networks import WarehouseConfig, apply_plan, plan_network, warehouse_network
+from .networks.convert import convert, plan
 
 __version__ = '0.1.0'
 
 __all__ = [
+    'CGC',
     'CGConv2d',
+    'CondConv',
     'CondConv2d',
+    'DCD',
     'DCDConv2d',
+    'DYConv',
     'DYConv2d',
     'KWConv1d',
     'KWConv2d',
     'KWConv3d',
     'KWLinear',
+    'KernelWarehouse',
+    'ODConv',
     'ODConv2d',
-    'WarehouseConfig',
+    'WeightNet',
     'WeightNetConv2d',
-    'apply_plan',
+    'convert',
     'fold_attentions',
     'get_temperature',
-    'plan_network',
+    'plan',
     'set_temperature',
     'unfold_attentions',
-    'warehouse_network',
 ]
 
 # An installation that is not complete shall show its error, so nothing is caught here.

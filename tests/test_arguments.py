@@ -170,4 +170,4 @@ def test_no_number(build, name, value):
 def test_patterns_are_a_list(patterns):
     network = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3))
     with pytest.raises(ValueError, match=f"such as .'layer1.'., but got '?{patterns}"):
-        mmkw.plan_network(network, torch.zeros(2, 8, 9, 9), layers=patterns)
+        mmkw.convert(network, mmkw.KernelWarehouse(), torch.zeros(2, 8, 9, 9), layers=patterns)

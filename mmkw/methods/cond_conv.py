@@ -153,9 +153,16 @@ def share_routing(layers: Sequence[_CondLayer]) -> None:
 @register_method
 @dataclass(frozen=True)
 class CondConv(Method):
-    """CondConv in the places of plain layers; the options are those of :class:`CondConv2d`."""
+    """CondConv in the places of plain layers; the options are those of :class:`CondConv2d`.
+
+    Attributes:
+        share_routing_in: names of modules, such as blocks, whose layers share the routing of the
+            first one. Defaults to none.
+    """
 
     layers = {0: CondLinear, 2: CondConv2d}
+    of_network = ('share_routing_in',)
     shares = 'routing'
 
     num_kernels: int = 8
+    share_routing_in: Sequence[str] = ()

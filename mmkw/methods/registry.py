@@ -30,24 +30,34 @@ class Method:
     """A dynamic convolution and its options, which are those of its layers.
 
     Subclasses are frozen dataclasses whose fields are the options, with the defaults that the
-    layers have.
+    layers have. Options of a whole network, which layers do not take, are among the fields, too.
 
     Attributes:
         layers: class attribute, the layers by the number of their spatial dimensions; 0 for
             linear layers.
         temperature_range: class attribute, the temperatures that layers with the default options
             have; ``None`` if the method has none. Defaults to ``None``.
+        of_network: class attribute, names of the options that layers do not take. Defaults to
+            none.
         shares: class attribute, what the layers of a network can share: ``'cells'`` of a
             warehouse, or the ``'routing'`` weights of a block. Defaults to ``None``, nothing.
     """
 
     layers: ClassVar[Mapping[int, type[DynamicLayer]]]
     temperature_range: ClassVar[TemperatureRange | None] = None
+    of_network: ClassVar[tuple[str, ...]] = ()
     shares: ClassVar[str | None] = None
 
-    def options(self) -> dict[str, Any]:
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """The names of all options."""
+        return [field.name for field in fields(cls)]  # type: ignore[arg-type]
+
+    def layer_options(self) -> dict[str, Any]:
         """The arguments that the layers take, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {
+            name: getattr(self, name) for name in self.option_names() if name not in self.of_network
+        }
 
 
 METHODS: dict[str, type[Method]] = {}

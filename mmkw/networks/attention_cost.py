@@ -5,11 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from ..methods.kernel_warehouse.attention import AttentionConfig
-from ..methods.kernel_warehouse.partition import CellRatio, as_fraction, default_cell_ratio
+from ..methods.kernel_warehouse.attention import AttentionConfig, count_parameters
+from ..methods.kernel_warehouse.partition import (
+    CellRatio,
+    as_fraction,
+    default_cell_ratio,
+    partition_kernels,
+)
 from ..ops.mixing import Shape
 from .plan import WarehouseConfig
 
@@ -49,18 +54,30 @@ class Sharing:
     cell_ratio: tuple[Fraction, Fraction] | None
     spatial_partition: bool
     attention_config: AttentionConfig
+    allocation: str
 
     def totals(self, kernel_shape: Shape, in_channels: int) -> Totals:
-        hidden = self.attention_config.hidden_width(in_channels)
-        fixed = self.attention_config.fixed_parameters(in_channels)
+        # Of an attention for a single mixture of a single cell, all but the logits.
+        config = replace(self.attention_config, basis_ratio=None, scope='warehouse')
+        partition = partition_kernels({'layer': kernel_shape}, 1, 1, spatial_partition=False)
+        attention = config.build_on_meta(in_channels, partition.kernels['layer'])
+        fixed = count_parameters(attention) - count_parameters(attention.fc2)
+        hidden = attention.fc2.weight.shape[1]
         size = math.prod(kernel_shape if self.spatial_partition else kernel_shape[:2])
         return Totals(kernel_shape[0], kernel_shape[1], size, (hidden + 1) * size, fixed)
 
     def attention(self, totals: Totals, is_depthwise: bool) -> int:
-        """Parameters of the attentions of all layers of one warehouse."""
+        """Parameters of the attentions of all layers of one warehouse.
+
+        With a basis they are fewer than counted here.
+        """
         cell = math.prod(self._cell(totals, is_depthwise))
-        cells = math.ceil(self._budget(is_depthwise) * (totals.size // cell))
-        return totals.fixed + totals.logits // cell * (cells + 1)
+        budget = self._budget(is_depthwise)
+        if self.attention_config.scope == 'mixture':
+            seen = math.ceil(budget)
+        else:
+            seen = math.ceil(budget * (totals.size // cell))
+        return totals.fixed + totals.logits // cell * (seen + 1)
 
     def config(
         self, name: str, layers: Sequence[str], totals: Totals, is_depthwise: bool
@@ -87,6 +104,7 @@ class Sharing:
             ),
             spatial_partition=self.spatial_partition,
             attention=self.attention_config,
+            allocation=self.allocation,
         )
         return config, notes
 

@@ -34,6 +34,7 @@ def plan_network(
     spatial_partition: bool = True,
     attention: AttentionOptions = None,
     max_attention: Ratio = 1 / 4,
+    allocation: str = 'one_to_one',
     initial: nn.Module | None = None,
 ) -> NetworkPlan:
     """Plan the warehouses of any plain network, changing nothing.
@@ -72,7 +73,7 @@ def plan_network(
         cell_ratio: cell channels relative to the greatest common divisors of the layers', one
             number or (output, input); where that does not divide them, the next smaller number of
             channels that does. Defaults to ``None``: 1 if the budget is at least 1, otherwise 1/2.
-        spatial_partition, attention: see :class:`WarehouseConfig`.
+        spatial_partition, attention, allocation: see :class:`WarehouseConfig`.
         max_attention: see above. Defaults to 1/4.
         initial: a copy of the network as its own initialisation leaves it, where ``network`` is
             as it was built, to see which layers start at a constant. Defaults to ``None``.
@@ -88,6 +89,7 @@ def plan_network(
         as_ratios(cell_ratio),
         spatial_partition,
         AttentionConfig.of(attention),
+        allocation,
     )
     traces = trace_layers(network, inputs)
     constant = constant_layers(network, *([] if initial is None else [initial]))
@@ -120,16 +122,16 @@ def plan_network(
 
 def complete_plan(
     network: nn.Module,
-    inputs: Inputs,
+    inputs: Inputs | None,
     plan: Mapping[str, WarehouseConfig | Mapping[str, Any]],
     initial: nn.Module | None = None,
     **defaults,
 ) -> NetworkPlan:
-    """Check a plan of one's own on one run of the plain network, changing nothing.
+    """Check a plan of one's own, on one run of the plain network, changing nothing.
 
     Args:
         network: the plain network.
-        inputs: for one run of it, see :func:`trace_layers`.
+        inputs: for one run of it, see :func:`trace_layers`; with ``None`` it is not run.
         plan: by the warehouse's name a :class:`WarehouseConfig` or its arguments as a mapping.
         initial: as in :func:`plan_network`; layers that start at a constant are named in a warning.
         defaults: arguments of :class:`WarehouseConfig` for what the mappings leave out.
@@ -146,6 +148,8 @@ def complete_plan(
     )
     constant = constant_layers(network, *([] if initial is None else [initial]))
     warn_of_constant([name for name in network_plan.layers if name in constant])
+    if inputs is None:
+        return network_plan
     traces = trace_layers(network, inputs)
     broken = {
         name: reason

@@ -12,7 +12,7 @@ from torch import nn
 from ..methods.kernel_warehouse.attention import AttentionConfig, count_parameters
 from ..methods.kernel_warehouse.layers import KWLayer, Warehouse
 from ..methods.kernel_warehouse.partition import KernelPartition, WarehousePartition
-from .plan import Plan, WarehouseConfig, partition_network
+from .plan import Plan, WarehouseConfig, apply_plan, partition_network
 from .replacing import in_channels_of
 from .tracing import is_weighted
 
@@ -49,8 +49,10 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
         self.partitions = partition_network(network, plan)
         self.attention = {
             name: sum(
-                AttentionConfig.of(config.attention).parameters(
-                    in_channels_of(network.get_submodule(layer)), kernel
+                count_parameters(
+                    AttentionConfig.of(config.attention).build_on_meta(
+                        in_channels_of(network.get_submodule(layer)), kernel
+                    )
                 )
                 for layer, kernel in self.partitions[name].kernels.items()
             )
@@ -104,6 +106,10 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
     def __len__(self) -> int:
         return len(self._configs)
 
+    def apply(self, network: nn.Module) -> nn.Module:
+        """Change the network that was planned, see :func:`apply_plan`."""
+        return apply_plan(network, self)
+
     @property
     def layers(self) -> list[str]:
         """All layers that have a warehouse."""
@@ -152,7 +158,7 @@ class NetworkPlan(Mapping[str, WarehouseConfig]):
         lines = [
             f'KernelWarehouse plan of {self._network}: {planned} of {planned + len(self.plain)} '
             f'convolutions and linear layers, in {len(self)} warehouse{"s" * (len(self) != 1)}',
-            *_align(rows, left=(0, 2)),
+            *align(rows, left=(0, 2)),
         ]
         if self.plain:
             lines += ['Plain layers:', *group_by_reason(self.plain)]
@@ -212,7 +218,8 @@ def shorten_names(names: Iterable[str]) -> str:
     )
 
 
-def _align(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+def align(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """Lines of a table; the columns with these numbers to the left."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [
         '  '.join(

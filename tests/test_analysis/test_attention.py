@@ -24,8 +24,8 @@ def network():
     plain = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
     )
-    plan = {'shared': mmkw.WarehouseConfig(['1', '2'], cell_ratio=0.5, budget=0.5)}
-    return mmkw.apply_plan(plain, plan).eval()
+    plan = {'shared': dict(layers=['1', '2'], cell_ratio=0.5, budget=0.5)}
+    return mmkw.convert(plain, mmkw.KernelWarehouse(plan=plan)).eval()
 
 
 def record(model, *batches):

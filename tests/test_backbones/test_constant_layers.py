@@ -62,7 +62,7 @@ def test_a_layer_that_is_named_is_replaced_with_a_warning():
     name = 'layer2.0.nonlocal_block.conv_out.conv'
     backbone = dict(type='mmdet.ResNet', depth=50, **NETWORKS['NonLocal2d'])
     config = dict(type='DynamicBackbone', backbone=backbone, layer=dict(type='ODConv2d'))
-    with pytest.raises(ValueError, match=f'start at a constant on purpose .*{name}'):
+    with pytest.raises(ValueError, match=f'starts at a constant.*{name}'):
         MODELS.build(dict(config, layers=['layer2.0.nonlocal_block.conv_out*']))
     with pytest.warns(UserWarning, match='starts these layers at a constant on purpose'):
         network = MODELS.build(dict(config, layers=[name]))

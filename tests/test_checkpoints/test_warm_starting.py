@@ -376,13 +376,11 @@ def test_any_network_with_a_plan():
     plain = randomise(torchvision.models.resnet18(num_classes=10))
     network = torchvision.models.resnet18(num_classes=10)
     layers = ['layer1.*.conv?', 'layer2.0.conv1', 'fc']
-    mmkw.apply_plan(
-        network,
-        {
-            'convs': mmkw.WarehouseConfig(layers[:2], budget=2),
-            'fc': mmkw.WarehouseConfig(layers[2:], cell_ratio=1 / 2),
-        },
-    )
+    plan = {
+        'convs': dict(layers=layers[:2], budget=2),
+        'fc': dict(layers=layers[2:], cell_ratio=1 / 2),
+    }
+    mmkw.convert(network, mmkw.KernelWarehouse(plan=plan))
     result = warm_start(network, plain.state_dict())
     assert 'fc.weight' in result.mapping
     assert_same_outputs(plain, network)

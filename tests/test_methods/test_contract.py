@@ -453,7 +453,7 @@ def test_routing_of_a_block():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(layer=dict(type='Conv2d')), "one of ODConv2d, .* but got 'Conv2d'"),
+        (dict(layer=dict(type='Conv2d')), "one of .*ODConv2d, .* but got 'Conv2d'"),
         (dict(layer=dict(num_kernels=4)), 'must have a type'),
         (dict(layer=dict(type='DYConv2d', experts=2)), "DYConv2d has no argument 'experts'"),
         (dict(layers=['layer5.*']), "'layer5.*' matches no"),
@@ -462,8 +462,15 @@ def test_routing_of_a_block():
             r"no layer of ResNet: layers=\['layer4.*exclude=.* leave none",
         ),
         (dict(layers=['layer4.0.bn1']), "layer 'layer4.0.bn1' is a BatchNorm2d; dynamic layers"),
-        (dict(share_routing_in=['layer9']), "names 'layer9', but ResNet has no such module"),
-        (dict(share_routing_in=['layer1']), "'layer1', which has no CondConv layers"),
+        (dict(share_routing_in=['layer4']), "DYConv2d has no argument 'share_routing_in'"),
+        (
+            dict(layer=dict(type='CondConv2d'), share_routing_in=['layer9']),
+            "names 'layer9', but ResNet has no such module",
+        ),
+        (
+            dict(layer=dict(type='CondConv2d'), share_routing_in=['layer1']),
+            "'layer1', in which no layer becomes one of CondConv",
+        ),
     ],
 )
 def test_errors_of_the_builder(options, message):

@@ -2,6 +2,7 @@
 
 import math
 import time
+from fractions import Fraction
 
 import pytest
 import torch
@@ -10,12 +11,7 @@ from mmpretrain.models.backbones import ResNet
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from mmkw.methods.kernel_warehouse import (
-    AttentionConfig,
-    KernelAttention,
-    KWConv2d,
-    partition_kernels,
-)
+from mmkw.methods.kernel_warehouse import KernelAttention, KWConv2d
 from mmkw.networks import (
     NetworkPlan,
     WarehouseConfig,
@@ -326,15 +322,33 @@ def test_budget_that_leaves_no_whole_cells_is_rounded_up():
         dict(reduction=1 / 4, norm_layer='LayerNorm'),
         dict(norm_layer=lambda width: nn.GroupNorm(2, width)),
         dict(norm_layer='Identity', basis_ratio=1 / 16),
+        dict(od_heads=True),
+        dict(scope='mixture'),
     ],
 )
-@pytest.mark.parametrize('channels', [64, 1000])
-def test_attention_parameters(options, channels):
-    shapes = {'a': (64, 64, 3, 3), 'b': (32, 64, 1, 1)}
-    for partition in partition_kernels(shapes, budget=2).kernels.values():
-        config = AttentionConfig(**options)
-        attention = KernelAttention(channels, partition, config)
-        assert config.parameters(channels, partition) == parameters(attention)
+def test_attentions_are_counted_as_built(options):
+    network = nn.Sequential(conv(3, 64), conv(64, 64), conv(64, 64), conv(64, 32))
+    plan = plan_network(network, IMAGES, budget=2, attention=options, max_attention=100)
+    apply_plan(network, plan)
+    built = NetworkPlan.of_built(network)
+    assert plan.attention == built.attention
+    assert plan.parameters == built.parameters == parameters(network)
+
+
+@pytest.mark.parametrize(
+    ('options', 'count'),
+    [(dict(), 2_586), (dict(od_heads=True), 4_915), (dict(scope='mixture'), 1_362)],
+)
+def test_limit_counts_all_parts_of_attentions(options, count):
+    """A 3x3 layer of 64 channels has a warehouse where its attention just fits."""
+    network = nn.Sequential(conv(3, 64, 1), conv(64, 64, 3))
+    # Half of the limit is for attentions that no sharing can save.
+    limit = Fraction(2 * count, parameters(network))
+    plan = plan_network(network, IMAGES, attention=options, max_attention=limit)
+    assert f'{count:,}' in str(plan) and sum(plan.attention.values()) == count
+    limit = Fraction(2 * count - 2, parameters(network))
+    with pytest.raises(ValueError, match='raise max_attention'):
+        plan_network(network, IMAGES, attention=options, max_attention=limit)
 
 
 def odd_chain(*widths):

@@ -51,7 +51,7 @@ network = nn.Sequential(
     nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     nn.Linear(8, 2),
 )
-mmkw.warehouse_network(network, torch.randn(2, 3, 8, 8), max_attention=100)
+mmkw.convert(network, mmkw.KernelWarehouse(max_attention=100), torch.randn(2, 3, 8, 8))
 mmkw.set_temperature(network, 0.5)
 network(torch.randn(2, 3, 8, 8)).sum().backward()
 assert network.warehouses.stage1_dense.cells.grad.any()
@@ -73,7 +73,7 @@ collect(lambda: mmkw.KWConv2d(8, 8, 3, attention=dict(norm_layer=dict(type='BN')
 collect(lambda: mmkw.set_temperature(plain, 0))
 collect(lambda: mmkw.KWConv2d(8, 8, 3, budget=2).load_state_dict(layer.state_dict()))
 other = nn.Sequential(nn.Conv2d(3, 8, 3))
-mmkw.apply_plan(other, {'another': mmkw.WarehouseConfig(['0'])})
+mmkw.convert(other, mmkw.KernelWarehouse(plan={'another': dict(layers=['0'])}))
 collect(lambda: other.load_state_dict(network.state_dict(), strict=False))
 assert len(messages) == 7, messages
 print(*messages, sep='\\n')

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...arguments import check_names
+from ...meta_device import on_meta_device
 from ...ops.attention import check_function, mixture_attention
 from ..base import AttentionLinear, normalise_hidden
 from .partition import KernelPartition, Ratio, as_fraction
@@ -140,25 +141,10 @@ class AttentionConfig:
             )
         return found
 
-    def fixed_parameters(self, in_channels: int) -> int:
-        """Parameters that do not depend on mixtures and cells: the first linear layer and norm."""
-        hidden = self.hidden_width(in_channels)
-        norm = self.norm(hidden)
-        return in_channels * hidden + hidden * _has_bias_before(norm) + count_parameters(norm)
-
-    def parameters(self, in_channels: int, partition: KernelPartition) -> int:
-        r"""Count the parameters of a :class:`KernelAttention`, without building it.
-
-        With ``h`` hidden channels they are those of :meth:`fixed_parameters`, and
-        :math:`(h + 1)\, m (n + 1)` for the logits. With a basis of ``k`` values, and ``o`` own
-        cells, the logits have :math:`h\, m (o + k + 1) + k (n - o) + m (n + 1)`.
-        """
-        fixed, hidden = self.fixed_parameters(in_channels), self.hidden_width(in_channels)
-        m, n, own = partition.num_mixtures, partition.num_cells, partition.num_own_cells
-        if self.basis_ratio is None:
-            return fixed + (hidden + 1) * m * (n + 1)
-        basis = self.basis_width(n - own)
-        return fixed + hidden * m * (own + basis + 1) + basis * (n - own) + m * (n + 1)
+    def build_on_meta(self, in_channels: int, partition: KernelPartition) -> KernelAttention:
+        """A :class:`KernelAttention` without memory, to count its parameters."""
+        with on_meta_device():
+            return KernelAttention(in_channels, partition, self)
 
 
 AttentionOptions = Union[AttentionConfig, Mapping[str, Any], None]

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from ...arguments import checks_arguments_of
-from ...methods import (
-    CGConv2d,
-    CondConv2d,
-    CondLinear,
-    DCDConv2d,
-    DCDLinear,
-    DYConv2d,
-    ODConv2d,
-    WeightNetConv2d,
-)
-from ...methods.base import DynamicLayer
-from ...methods.cond_conv import share_routing
-from ...methods.kernel_warehouse.layers import KW_LAYERS
-from ...networks.candidates import constant_layers, leave_constant_plain
-from ...networks.replacing import match_layers, replace_layers, some_of
+from ...arguments import check_names, checks_arguments_of
+from ...methods.registry import all_layers, method_of_layer
+from ...networks.convert import plan
 from ..attention_norms import options_from_config
 from .any_backbone import build_plain
 from .initial_weights import initialised_copy
-
-# The layers of each method by their number of spatial dimensions; 0 for linear ones. A method goes
-# by the name of its two-dimensional convolution.
-METHODS: dict[str, Mapping[int, type[DynamicLayer]]] = {
-    'ODConv2d': {2: ODConv2d},
-    'DYConv2d': {2: DYConv2d},
-    'CondConv2d': {0: CondLinear, 2: CondConv2d},
-    'DCDConv2d': {0: DCDLinear, 2: DCDConv2d},
-    'CGConv2d': {2: CGConv2d},
-    'WeightNetConv2d': {2: WeightNetConv2d},
-    'KWConv2d': KW_LAYERS,
-}
 
 
 @MODELS.register_module(name='DynamicBackbone')
@@ -67,10 +41,9 @@ def build_dynamic_backbone(
     Args:
         backbone: config of the plain backbone, of MMPretrain, MMDetection or any other registry
             (``'mmpretrain.RegNet'``; without a scope the config's default scope).
-        layer: ``type``, one of ``'ODConv2d'``, ``'DYConv2d'``, ``'CondConv2d'``, ``'DCDConv2d'``,
-            ``'CGConv2d'``, ``'WeightNetConv2d'`` and ``'KWConv2d'`` (each layer with a warehouse of
-            its own), and arguments of that class. Linear layers become those of the same method,
-            where it has them.
+        layer: ``type``, a layer of a method, such as ``'ODConv2d'`` or ``'KWConv2d'`` (each layer
+            with a warehouse of its own), and its options. Other convolutions and linear layers
+            become those of the same method, where it has them.
         layers: names or patterns of the layers to replace, see
             :func:`~mmkw.networks.match_layers`.
             Layers that the network starts at a constant on purpose, such as the offsets of
@@ -85,53 +58,26 @@ def build_dynamic_backbone(
             for a matched one.
     """
     options = dict(options_from_config(layer))
-    method = options.pop('type', None)
-    if method not in METHODS:
+    kind = options.pop('type', None)
+    method = method_of_layer(kind)
+    if method is None:
+        kinds = ', '.join(known.__name__ for known in all_layers())
         raise ValueError(
-            f'layer of DynamicBackbone must have a type, one of {", ".join(METHODS)}, but got '
-            f'{method!r}'
+            f'layer of DynamicBackbone must have a type, one of {kinds}, but got {kind!r}'
         )
+    if share_routing_in:
+        options['share_routing_in'] = share_routing_in
+    check_names(f'layer of DynamicBackbone: {kind}', options, method.option_names())
     network = build_plain(backbone)
-    excluded = match_layers(network, exclude)
-    matches = {
-        name: pattern
-        for name, pattern in match_layers(network, layers).items()
-        if name not in excluded
-    }
-    names = leave_constant_plain(matches, constant_layers(network, initialised_copy(network)))
-    if not names:
-        raise ValueError(
-            f'DynamicBackbone replaces no layer of {type(network).__name__}: layers={layers!r} and '
-            f'exclude={exclude!r} leave none, but for layers that start at a constant on purpose '
-            f'({some_of([name for name in matches if name not in names])}); name one at least'
-        )
-    try:
-        replaced = replace_layers(network, names, METHODS[method], **options)
-    except TypeError as error:
-        raise ValueError(f'layer of DynamicBackbone: {error}') from error
-    for block in share_routing_in:
-        share_routing(_routed_layers(network, block))
-    print_log(
-        f'{method} in {len(replaced)} layers of {type(network).__name__}: '
-        f'{some_of(list(replaced))}',
-        logger='current',
+    network_plan = plan(
+        network,
+        method(**options),
+        layers=layers,
+        exclude=exclude,
+        initial=initialised_copy(network),
     )
+    print_log(str(network_plan), logger='current')
+    network_plan.apply(network)
     # Some backbones freeze their stages only here.
     network.train(network.training)
     return network
-
-
-def _routed_layers(network: nn.Module, block: str) -> list[Any]:
-    try:
-        module = network.get_submodule(block)
-    except AttributeError as error:
-        raise ValueError(
-            f'share_routing_in of DynamicBackbone names {block!r}, but '
-            f'{type(network).__name__} has no such module'
-        ) from error
-    found = [layer for layer in module.modules() if isinstance(layer, (CondConv2d, CondLinear))]
-    if not found:
-        raise ValueError(
-            f'share_routing_in of DynamicBackbone names {block!r}, which has no CondConv layers'
-        )
-    return found

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 from mmengine.registry import MODELS
 from mmpretrain.models.heads import LinearClsHead
+from torch import nn
 
 from ...arguments import checks_arguments
-from ...methods import CondLinear, DCDLinear
-
-LAYERS = {'CondLinear': CondLinear, 'DCDLinear': DCDLinear}
+from ...methods.registry import METHODS
 
 
 @MODELS.register_module()
 class DynamicLinearClsHead(LinearClsHead):
-    """Linear classifier whose layer, ``fc``, is that of CondConv or DCD.
+    """Linear classifier whose layer, ``fc``, is that of a dynamic convolution.
 
     Args:
         num_classes (int): number of classes.
         in_channels (int): channels of the input.
-        layer (dict): ``type``, ``'CondLinear'`` or ``'DCDLinear'``, and arguments of that class.
+        layer (dict): ``type``, the linear layer of a method, such as ``'CondLinear'``, and
+            arguments of that class.
         **kwargs: arguments of :class:`mmpretrain.models.LinearClsHead`.
 
     Raises:
@@ -30,12 +32,17 @@ class DynamicLinearClsHead(LinearClsHead):
         super().__init__(num_classes, in_channels, **kwargs)
         options = dict(layer)
         kind = options.pop('type', None)
-        if kind not in LAYERS:
+        kinds: dict[str, Callable[..., nn.Module]] = {
+            method.layers[0].__name__: method.layers[0]
+            for method in METHODS.values()
+            if 0 in method.layers
+        }
+        if kind not in kinds:
             raise ValueError(
-                f'layer of DynamicLinearClsHead must have a type, one of {", ".join(LAYERS)}, but '
+                f'layer of DynamicLinearClsHead must have a type, one of {", ".join(kinds)}, but '
                 f'got {kind!r}'
             )
         try:
-            self.fc = LAYERS[kind](in_channels, num_classes, **options)
+            self.fc = kinds[kind](in_channels, num_classes, **options)
         except TypeError as error:
             raise ValueError(f'layer of DynamicLinearClsHead: {error}') from error
