@@ -1,6 +1,6 @@
 """Converting networks: finding their layers, planning warehouses, putting dynamic layers in."""
 
-from .automatic import complete_plan, make_plan, plan_network, warehouse_network
+from .automatic import complete_plan, make_plan, plan_network
 from .plan import WarehouseConfig, apply_plan, freeze_idle_warehouses, partition_network
 from .plan_table import NetworkPlan
 from .replacing import match_layers, register_plain_layer, replace_layers
@@ -20,5 +20,4 @@ __all__ = [
     'register_plain_layer',
     'replace_layers',
     'trace_layers',
-    'warehouse_network',
 ]

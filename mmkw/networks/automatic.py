@@ -18,7 +18,7 @@ from ..methods.kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from .attention_cost import Sharing, Totals, as_ratios
 from .candidates import batch_size, constant_layers, outside_use, unusable_layers, warn_of_constant
 from .limiting import leave_costly_plain, split_costly
-from .plan import WarehouseConfig, apply_plan
+from .plan import WarehouseConfig
 from .plan_table import NetworkPlan, group_by_reason
 from .stages import describe_layers, group_by_stage, move_entries
 from .tracing import Inputs, trace_layers
@@ -165,37 +165,13 @@ def complete_plan(
     return network_plan
 
 
-def warehouse_network(
-    network: nn.Module,
-    inputs: Inputs,
-    plan: Mapping[str, WarehouseConfig | Mapping[str, Any]] | None = None,
-    **options,
-) -> nn.Module:
-    """Turn any plain network into its KernelWarehouse form, in place.
-
-    Args:
-        network: the plain network.
-        inputs: for one run of it, see :func:`trace_layers`.
-        plan: which layers share which warehouse, see :func:`complete_plan`. Defaults to ``None``:
-            :func:`plan_network` decides.
-        options: of :func:`plan_network`; with a plan, the defaults of its warehouses.
-
-    Returns:
-        ``network``.
-
-    Raises:
-        ValueError: see :func:`plan_network`, :func:`complete_plan` and :func:`apply_plan`.
-    """
-    return apply_plan(network, make_plan(network, inputs, plan, **options))
-
-
 def make_plan(
     network: nn.Module,
     inputs: Inputs,
     plan: Mapping[str, WarehouseConfig | Mapping[str, Any]] | None = None,
     **options,
 ) -> NetworkPlan:
-    """The plan that :func:`warehouse_network` with these arguments applies."""
+    """The plan by :func:`complete_plan`, or by :func:`plan_network` where none is given."""
     if plan is None:
         return plan_network(network, inputs, **options)
     return complete_plan(network, inputs, plan, **options)

@@ -20,31 +20,29 @@ from by_hand import (
 from mmdet.models.necks import FPN
 from mmengine.registry import MODELS
 from torch import nn
+from toy_method import toy
 
 import mmkw
 from mmkw.methods import (
-    CGConv2d,
-    CondConv2d,
-    DCDConv2d,
     DYConv2d,
     DynamicLayer,
     ODConv2d,
-    WeightNetConv2d,
     set_temperature,
 )
 from mmkw.methods.kernel_warehouse import KWConv2d
 from mmkw.ops import forced_route
 
-# The class, its equations, and a temperature strictly between the ends of its annealing.
-METHODS = {
-    'ODConv2d': (ODConv2d, od_conv, 2.5),
-    'DYConv2d': (DYConv2d, dy_conv, 2.5),
-    'CondConv2d': (CondConv2d, cond_conv, None),
-    'DCDConv2d': (DCDConv2d, dcd, None),
-    'CGConv2d': (CGConv2d, cgc, None),
-    'WeightNetConv2d': (WeightNetConv2d, weight_net, None),
-    'KWConv2d': (KWConv2d, kernel_warehouse, 0.3),
+EQUATIONS = {
+    'ODConv': od_conv,
+    'DYConv': dy_conv,
+    'CondConv': cond_conv,
+    'DCD': dcd,
+    'CGC': cgc,
+    'WeightNet': weight_net,
+    'KernelWarehouse': kernel_warehouse,
+    'Toy': toy,
 }
+METHODS = {method.layers[2].__name__: method for method in mmkw.methods.METHODS.values()}
 GEOMETRIES = [
     dict(kernel_size=3, padding=1),
     dict(kernel_size=3, padding=2, stride=2, dilation=2),
@@ -63,12 +61,14 @@ mixing_method = pytest.mark.parametrize('method', sorted(METHODS.keys() - UNMIXE
 
 def make(method, in_channels=8, out_channels=8, dtype=torch.float64, **options):
     torch.manual_seed(0)
-    layer = METHODS[method][0](in_channels, out_channels, **options).to(dtype)
+    layer = METHODS[method].layers[2](in_channels, out_channels, **options).to(dtype)
     for name, parameter in layer.named_parameters():
         if name.endswith('bias') or 'norm' in name:
             nn.init.normal_(parameter, std=0.3)
-    if METHODS[method][2] is not None:
-        set_temperature(layer, METHODS[method][2])
+    temperatures = METHODS[method].temperature_range
+    if temperatures is not None:
+        # Strictly between the ends of its annealing.
+        set_temperature(layer, 0.3 if temperatures.high == 1 else 2.5)
     return layer
 
 
@@ -111,7 +111,7 @@ def test_equals_its_equations(method, training, geometry):
     plain = dict(stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
 
     def by_hand(x):
-        y = METHODS[method][1](layer, x, dict(plain, groups=layer.groups))
+        y = EQUATIONS[METHODS[method].__name__](layer, x, dict(plain, groups=layer.groups))
         return y + layer.bias.view(-1, 1, 1)
 
     y, found = gradients(layer, x, layer)
@@ -238,7 +238,7 @@ def test_state_dict_round_trip(method):
     x = random_input(3, 8, 6, 6)
     source(x)
     torch.manual_seed(1)
-    target = METHODS[method][0](8, 8, **CONV).double()
+    target = METHODS[method].layers[2](8, 8, **CONV).double()
     target.load_state_dict(source.state_dict(), strict=True)
     torch.testing.assert_close(target.eval()(x), source.eval()(x), rtol=0, atol=0)
 
@@ -270,7 +270,7 @@ def test_initialisation_is_found_again(method):
 
 @every_method
 def test_device_and_dtype(method):
-    layer = METHODS[method][0](8, 8, **CONV, device='meta', dtype=torch.float64)
+    layer = METHODS[method].layers[2](8, 8, **CONV, device='meta', dtype=torch.float64)
     assert {p.device.type for p in layer.parameters()} == {'meta'}
     assert {p.dtype for p in layer.parameters()} == {torch.float64}
     layer.to_empty(device='cpu')
@@ -282,8 +282,8 @@ def test_device_and_dtype(method):
 @every_method
 def test_is_one_node_of_a_graph(method):
     torch.manual_seed(0)
-    layers = [METHODS[method][0](4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
-    network = nn.Sequential(*layers, METHODS[method][0](8, 8, 3, padding=1)).eval()
+    layers = [METHODS[method].layers[2](4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    network = nn.Sequential(*layers, METHODS[method].layers[2](8, 8, 3, padding=1)).eval()
     graph = torch.fx.symbolic_trace(network)
     assert [node.target for node in graph.graph.nodes][1:-1] == ['0', '1', '2', '3']
     for size in (6, 9):
@@ -330,6 +330,17 @@ def test_conv_cfg_of_a_neck(method):
     assert all(0.05 < y.std() < 20 for y in outputs[:2]), 'kernels keep their initialisation'
     sum(y.square().mean() for y in outputs).backward()
     assert all(parameter.grad is not None for parameter in neck.parameters())
+
+
+@every_method
+def test_dynamic_backbone(method):
+    backbone = dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8)
+    config = dict(type='DynamicBackbone', backbone=backbone, layer=dict(type=method))
+    network = MODELS.build(dict(config, layers=['layer[34].*.conv?'], exclude=['*.0.*']))
+    replaced = [name for name, m in network.named_modules() if isinstance(m, DynamicLayer)]
+    assert replaced == ['layer3.1.conv1', 'layer3.1.conv2', 'layer4.1.conv1', 'layer4.1.conv2']
+    assert type(network.layer4[1].conv2) is METHODS[method].layers[2]
+    assert network(torch.randn(2, 3, 64, 64))[0].shape == (2, 64, 2, 2)
 
 
 @every_method

@@ -20,7 +20,6 @@ from mmkw.networks import (
     partition_network,
     plan_network,
     trace_layers,
-    warehouse_network,
 )
 from mmkw.openmmlab.backbones import resnet_plan
 
@@ -397,7 +396,7 @@ def test_attentions_of_the_built_network_keep_to_the_limit(budget, max_attention
     network = odd_chain(*range(128, 256, 8))
     plain_parameters = parameters(network)
     plan = plan_network(network, IMAGES, budget=budget, max_attention=max_attention)
-    warehouse_network(network, IMAGES, budget=budget, max_attention=max_attention)
+    apply_plan(network, plan)
     attentions = [m for m in network.modules() if isinstance(m, KernelAttention)]
     total = sum(parameters(attention) for attention in attentions)
     assert 0 < total <= max_attention * plain_parameters
@@ -478,7 +477,7 @@ def test_complete_plan():
     assert plan['b'] == WarehouseConfig(['3'], cell_ratio=1 / 4)
     assert plan.plain == {'0': 'not in the plan'}
     assert plan.partitions['b'].cell_shape == (16, 8, 1, 1)
-    warehouse_network(network, IMAGES, {'a': dict(layers=['1'])}, budget=4)
+    apply_plan(network, complete_plan(network, IMAGES, {'a': dict(layers=['1'])}, budget=4))
     assert len(network.warehouses['a'].cells) == 4
 
 
