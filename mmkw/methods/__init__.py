@@ -5,6 +5,7 @@ from .cgc import CGC, CGConv2d
 from .cond_conv import CondConv, CondConv2d, CondLinear, share_routing
 from .dcd import DCD, DCDConv2d, DCDLinear
 from .dy_conv import DYConv, DYConv2d
+from .fd_conv import FDConv, FDConv2d
 from .kernel_warehouse import KernelWarehouse, KWConv1d, KWConv2d, KWConv3d, KWLayer, KWLinear
 from .od_conv import ODConv, ODConv2d
 from .registry import METHODS, Method, method_of_layer, register_method
@@ -34,6 +35,8 @@ __all__ = [
     'DynamicConvNd',
     'DynamicLayer',
     'DynamicLinear',
+    'FDConv',
+    'FDConv2d',
     'KWConv1d',
     'KWConv2d',
     'KWConv3d',

@@ -12,8 +12,8 @@ A method registers itself in its own file::
         reduction: float = 1 / 4
         function: str = 'softmax'
 
-Types for ``conv_cfg``, ``DynamicBackbone``, ``mmkw.convert``, the tests that all methods share and
-the documentation's table follow from it.
+Types for ``conv_cfg``, ``DynamicBackbone``, ``mmkw.convert``, the dynamic classifier head and the
+tests that all methods share follow from it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Method:
 
     Attributes:
         layers: class attribute, the layers by the number of their spatial dimensions; 0 for
-            linear layers.
+            linear layers. Each method has one with two dimensions.
         temperature_range: class attribute, the temperatures that layers with the default options
             have; ``None`` if the method has none. Defaults to ``None``.
         of_network: class attribute, names of the options that layers do not take. Defaults to
@@ -78,14 +78,14 @@ def register_method(method: _MethodClass) -> _MethodClass:
 
     Raises:
         TypeError: if it is not a dataclass, or its layers are not dynamic layers.
-        ValueError: if it has no layers, or its name or that of a layer is taken.
+        ValueError: if it has no convolution, or its name or that of a layer is taken.
     """
     name = method.__name__
     if not is_dataclass(method):
         raise TypeError(f'method {name} must be a dataclass; put @dataclass(frozen=True) above it')
     layers = getattr(method, 'layers', None)
-    if not layers:
-        raise ValueError(f'method {name} has no layers; give it layers={{2: ...}}')
+    if not layers or 2 not in layers:
+        raise ValueError(f'method {name} has no convolution; give it layers={{2: ...}}')
     for layer in layers.values():
         if not (isinstance(layer, type) and issubclass(layer, DynamicLayer)):
             raise TypeError(f'layers of method {name} must be dynamic layers, but one is {layer!r}')

@@ -17,8 +17,8 @@ inductor = pytest.param('inductor', marks=pytest.mark.slow)
 @pytest.mark.parametrize('conv', [c for _, c in CONVOLUTIONS], ids=[m for m, _ in CONVOLUTIONS])
 def test_compiled_layers_equal_eager_ones(conv, training, stride, backend):
     torch.manual_seed(0)
-    layer = conv(32, 32, 3, stride=stride, padding=1).double().train(training)
-    x = torch.randn(4, 32, 8, 8, dtype=torch.float64)
+    layer = conv(64, 64, 3, stride=stride, padding=1).double().train(training)
+    x = torch.randn(4, 64, 8, 8, dtype=torch.float64)
     results = []
     torch._dynamo.reset()
     for module in (copy.deepcopy(layer), torch.compile(copy.deepcopy(layer), backend=backend)):

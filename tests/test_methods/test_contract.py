@@ -13,6 +13,7 @@ from by_hand import (
     convolve,
     dcd,
     dy_conv,
+    fd_conv,
     kernel_warehouse,
     od_conv,
     weight_net,
@@ -37,6 +38,7 @@ EQUATIONS = {
     'DYConv': dy_conv,
     'CondConv': cond_conv,
     'DCD': dcd,
+    'FDConv': fd_conv,
     'CGC': cgc,
     'WeightNet': weight_net,
     'KernelWarehouse': kernel_warehouse,
@@ -334,13 +336,13 @@ def test_conv_cfg_of_a_neck(method):
 
 @every_method
 def test_dynamic_backbone(method):
-    backbone = dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8)
+    backbone = dict(type='mmpretrain.ResNet', depth=18, base_channels=16, stem_channels=16)
     config = dict(type='DynamicBackbone', backbone=backbone, layer=dict(type=method))
     network = MODELS.build(dict(config, layers=['layer[34].*.conv?'], exclude=['*.0.*']))
     replaced = [name for name, m in network.named_modules() if isinstance(m, DynamicLayer)]
     assert replaced == ['layer3.1.conv1', 'layer3.1.conv2', 'layer4.1.conv1', 'layer4.1.conv2']
     assert type(network.layer4[1].conv2) is METHODS[method].layers[2]
-    assert network(torch.randn(2, 3, 64, 64))[0].shape == (2, 64, 2, 2)
+    assert network(torch.randn(2, 3, 64, 64))[0].shape == (2, 128, 2, 2)
 
 
 @every_method
