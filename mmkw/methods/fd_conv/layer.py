@@ -16,117 +16,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import check_positive, checks_arguments
-from ..ops.routes import kernel_conv
-from .base import AttentionLinear, DynamicConvNd, IntOrTuple
-from .loaded import tensor_of
-from .registry import Method, register_method
+from ...arguments import check_positive, checks_arguments
+from ...ops.routes import kernel_conv
+from ..base import AttentionLinear, DynamicConvNd, IntOrTuple
+from ..loaded import tensor_of
+from ..registry import Method, register_method
+from .spectrum import (
+    band_masks,
+    frequency_groups,
+    kernel_spectrum,
+    real_columns,
+    spectrum_kernels,
+)
 
 _MIN_CHANNELS = 16  # Layers with no more input or output channels stay plain.
 _MIN_HIDDEN = 16
-_MASK_SIZE = 64
 _SMALL = 1e-6
-
-
-def kernel_spectrum(kernel: Tensor) -> Tensor:
-    """The Fourier coefficients of a kernel.
-
-    Args:
-        kernel: shape ``(C_out, C_in, k, k)``, seen as a matrix of ``C_out k`` rows, output channel
-            by output channel, and ``C_in k`` columns.
-
-    Returns:
-        Complex, shape ``(R, S)`` with ``R = C_out k`` and ``S = C_in k / 2 + 1``.
-    """
-    out_channels, in_channels, size, _ = kernel.shape
-    matrix = kernel.transpose(1, 2).reshape(out_channels * size, in_channels * size)
-    return torch.fft.rfft2(matrix)
-
-
-def spectrum_kernels(spectra: Tensor, size: int) -> Tensor:
-    """The inverse of :func:`kernel_spectrum`, for ``(N, R, S)`` and kernels of side ``size``.
-
-    Spectra of weighted sets are not those of real kernels: in the first and the last column, rows
-    and their mirror images differ. There the real part counts after the transform of the columns,
-    on every device.
-    """
-    columns = 2 * (spectra.shape[2] - 1)
-    kernels = real_columns(torch.fft.ifft(spectra, dim=1), columns)
-    kernels = torch.fft.irfft(kernels, n=columns, dim=2)
-    return kernels.unflatten(1, (-1, size)).unflatten(3, (-1, size)).transpose(2, 3)
-
-
-def real_columns(spectrum: Tensor, size: int) -> Tensor:
-    """Leave out the imaginary parts that a real signal of this size along the last axis has not."""
-    is_complex = torch.ones(spectrum.shape[-1], dtype=spectrum.real.dtype, device=spectrum.device)
-    is_complex[0] = 0
-    if size % 2 == 0:
-        is_complex[-1] = 0
-    return torch.complex(spectrum.real, spectrum.imag * is_complex)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # Kept for later calls, which autograd may follow.
-def frequency_groups(rows: int, columns: int, groups: int) -> Tensor:
-    """The set of each Fourier coefficient of an ``R x S`` spectrum, by its distance from 0.
-
-    The order is stable and in float32 with one fused multiply-add, so that it is the same
-    everywhere: checkpoints do not hold it.
-
-    Raises:
-        ValueError: if the sets cannot have the same size.
-    """
-    if rows * columns % groups:
-        raise ValueError(
-            f'FDConv2d cuts {rows} x {columns} Fourier coefficients into num_kernels={groups} sets '
-            f'of equal size, which does not divide them; choose a divisor of {rows * columns}'
-        )
-    row = torch.arange(rows)
-    row = torch.where(row < (rows + 1) // 2, row, row - rows).float() * torch.tensor(1.0 / rows)
-    column = torch.arange(columns).float() * torch.tensor(1.0 / (2 * (columns - 1)))
-    # The square of a float32 number is exact in float64, and the sum is rounded once.
-    squares = (row * row).double()[:, None] + column.double().square()
-    order = squares.float().sqrt().flatten().argsort(stable=True)
-    result = torch.empty_like(order)
-    result[order] = torch.arange(len(order)) // (len(order) // groups)
-    return result
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def band_masks(size: tuple[int, int], bands: tuple[int, ...]) -> Tensor:
-    """Which coefficients of a map's spectrum the low part of each band keeps.
-
-    Masks are made for maps of 64 x 64 and resized by the nearest neighbour, as in the authors'
-    code.
-
-    Args:
-        size: height and width of the map.
-        bands: for each mask the inverse of twice the frequency that it ends at.
-
-    Returns:
-        0 or 1, shape ``(bands, height, width // 2 + 1)``.
-    """
-    rows = torch.fft.fftfreq(_MASK_SIZE).abs()
-    columns = torch.fft.rfftfreq(_MASK_SIZE).abs()
-    highest = torch.maximum(rows[:, None], columns)
-
-    def nearest(target: int, source: int) -> Tensor:
-        scale = torch.tensor(source / target, dtype=torch.float32)
-        return (torch.arange(target) * scale).floor().long().clamp(max=source - 1)
-
-    row = nearest(size[0], len(rows))
-    column = nearest(size[1] // 2 + 1, len(columns))
-    limits = torch.tensor([0.5 / band + 1e-8 for band in bands], dtype=torch.float32)
-    masks = highest < limits[:, None, None]
-    return masks[:, row][:, :, column].float()
 
 
 class PointwiseLinear(AttentionLinear):
@@ -278,7 +189,7 @@ class BandModulation(nn.Module):
 
     Args:
         in_channels: of the maps.
-        bands: see :func:`band_masks`.
+        bands: see :func:`~mmkw.methods.fd_conv.band_masks`.
     """
 
     def __init__(self, in_channels: int, bands: Sequence[int]) -> None:
@@ -319,7 +230,7 @@ class FDConv2d(DynamicConvNd):
             Defaults to 1/16.
         max_gate: the largest value of a gate. Defaults to 2, with which gates start at 1.
         local_gate: whether each element of the kernel has a gate of its own. Defaults to True.
-        bands: see :func:`band_masks`; empty for none. Defaults to (2, 4, 8).
+        bands: see :func:`~mmkw.methods.fd_conv.band_masks`; empty for none. Defaults to (2, 4, 8).
         starts_at_one: whether all gates of a new layer are 1. Defaults to False.
 
     Raises:
