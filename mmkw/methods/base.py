@@ -16,6 +16,7 @@ methods. They check the input, pool and pad it, and leave one hook to the method
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Callable, Union
 
 import torch
@@ -323,24 +324,26 @@ class AttentionLinear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        if not _is_autocast_enabled(x.device.type):
-            return F.linear(x, self.weight, self.bias)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x, self.weight, self.bias)
+        with autocast_off(x):
+            return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
     def extra_repr(self) -> str:
         out_features, in_features = self.weight.shape
         return f'{in_features}, {out_features}, bias={self.bias is not None}'
 
 
-def _is_autocast_enabled(device_type: str) -> bool:
+def autocast_off(x: Tensor) -> AbstractContextManager:
+    """A context in which nothing is cast for tensors on the device of ``x``."""
+    device_type = x.device.type
+    if device_type == 'meta':
+        return nullcontext()
     try:
-        return torch.is_autocast_enabled(device_type)
+        is_on = torch.is_autocast_enabled(device_type)
     except TypeError:  # PyTorch before 2.4 asks for each type in its own way.
-        if device_type == 'cpu':
-            return torch.is_autocast_cpu_enabled()
-        return torch.is_autocast_enabled()
+        is_on = (
+            torch.is_autocast_cpu_enabled() if device_type == 'cpu' else torch.is_autocast_enabled()
+        )
+    return torch.autocast(device_type, enabled=False) if is_on else nullcontext()
 
 
 def normalise_hidden(norm: nn.Module, hidden: Tensor) -> Tensor:

@@ -162,5 +162,22 @@ def test_autocast_and_gradients(dtype):
 def test_empty_batches_and_recordings():
     layer = FDConv2d(32, 32, 3, padding=1, num_kernels=8).eval()
     assert layer(torch.randn(0, 32, 8, 8)).shape == (0, 32, 8, 8)
-    with pytest.raises(RuntimeError, match='neither ONNX nor traces have the Fourier transforms'):
-        torch.jit.trace(layer, torch.randn(2, 32, 8, 8))
+    x = torch.randn(2, 32, 8, 8)
+    expected = layer(x)
+    with pytest.raises(RuntimeError, match='cannot be recorded'):
+        torch.jit.trace(layer, x)
+    with pytest.raises(RuntimeError, match='cannot be recorded'):
+        torch.export.export(layer, (x,), strict=False)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_layers_on_the_meta_device_leave_no_trace():
+    with torch.device('meta'):
+        layer = FDConv2d(48, 32, 3, padding=1, num_kernels=8)
+    assert layer(torch.empty(2, 48, 6, 6, device='meta')).shape == (2, 32, 6, 6)
+    assert FDConv2d(48, 32, 3, padding=1, num_kernels=8)(torch.randn(2, 48, 6, 6)).isfinite().all()
+
+
+def test_bands_are_not_part_of_the_kernels():
+    assert not FDConv2d(32, 32, 3, num_kernels=8).has_kernels
+    assert FDConv2d(32, 32, 3, num_kernels=8, bands=()).has_kernels

@@ -16,15 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...arguments import check_positive, checks_arguments
-from ...ops.routes import kernel_conv
-from ..base import AttentionLinear, DynamicConvNd, IntOrTuple
+from ...ops.routes import kernel_conv, recording_mode
+from ..base import AttentionLinear, DynamicConvNd, IntOrTuple, autocast_off
 from ..loaded import tensor_of
 from ..registry import Method, register_method
 from .spectrum import (
@@ -38,6 +38,13 @@ from .spectrum import (
 _MIN_CHANNELS = 16  # Layers with no more input or output channels stay plain.
 _MIN_HIDDEN = 16
 _SMALL = 1e-6
+# Unknown to PyTorch 2.1.
+_is_compiling = getattr(torch.compiler, 'is_dynamo_compiling', lambda: False)
+
+
+def uncached_if_recorded(function: Any) -> Any:
+    """A cached function, or itself where its result would be a placeholder of a recording."""
+    return function if recording_mode() is None else function.__wrapped__
 
 
 class PointwiseLinear(AttentionLinear):
@@ -48,7 +55,7 @@ class PointwiseLinear(AttentionLinear):
         self.weight = nn.Parameter(self.weight.detach()[..., None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x):
             return F.linear(x.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
@@ -162,7 +169,7 @@ class LocalAttention(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """``(N, C_in)`` to ``(N, maps, C_in)``."""
-        with torch.autocast(pooled.device.type, enabled=False):
+        with autocast_off(pooled):
             pooled = pooled.to(self.conv.weight.dtype)
             return self.conv(self.norm(pooled).unsqueeze(1))
 
@@ -202,7 +209,8 @@ class BandModulation(nn.Module):
             return x
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         spectrum = torch.fft.rfft2(exact, norm='ortho')
-        masks = band_masks(tuple(exact.shape[2:]), self.bands).to(exact)
+        masks = uncached_if_recorded(band_masks)(tuple(exact.shape[2:]), self.bands, x.device)
+        masks = masks.to(exact.dtype)
         size, above, result = exact.shape[2:], exact, 0
         for mask, conv in zip(masks, self.freq_weight_conv_list):
             rows = torch.fft.ifft(spectrum * mask, dim=2, norm='ortho')
@@ -237,7 +245,7 @@ class FDConv2d(DynamicConvNd):
         ValueError: if there are groups, the kernel is not square, ``in_channels`` times its side is
             odd, ``num_kernels`` does not divide the number of Fourier coefficients, or a number is
             not positive; when loading a plain kernel of another shape.
-        RuntimeError: in an ONNX export or a trace, which have no such transforms.
+        RuntimeError: in ``torch.export``, an ONNX export or a trace.
     """
 
     plain_type = nn.Conv2d
@@ -289,6 +297,8 @@ class FDConv2d(DynamicConvNd):
                 self.FBM = BandModulation(in_channels, bands)
             if local_gate:
                 self.KSM_Local = LocalAttention(in_channels, out_channels * size * size)
+        # The gates of bands act on the input, so that kernels alone are not the whole layer.
+        self.has_kernels = self.FBM is None
         self.reset_kernel()
         self.to(device, dtype)
 
@@ -348,11 +358,12 @@ class FDConv2d(DynamicConvNd):
 
     def pad(self, x: Tensor) -> Tensor:
         """Gate the bands of the input, then pad it."""
-        is_recorded = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+        # The compiler, which is not refused, says that it exports, too.
+        is_recorded = recording_mode() == 'any batch' and not _is_compiling()
         if is_recorded and not self.is_plain:
             raise RuntimeError(
-                f'{self.title()} cannot be recorded: neither ONNX nor traces have the Fourier '
-                f'transforms of FDConv2d; run it in PyTorch'
+                f'{self.title()} cannot be recorded: the Fourier transforms of FDConv2d are for '
+                f'one size only there, and ONNX has none; run it in PyTorch'
             )
         return super().pad(x if self.FBM is None else self.FBM(x))
 
@@ -366,7 +377,8 @@ class FDConv2d(DynamicConvNd):
         gates, size = self.KSM_Global(pooled), self.kernel_size[0]
         weight = self.dft_weight[0].to(torch.promote_types(self.dft_weight.dtype, torch.float32))
         rows, columns, _ = weight.shape
-        groups = frequency_groups(rows, columns, self.num_kernels).to(weight.device)
+        find_groups = uncached_if_recorded(frequency_groups)
+        groups = find_groups(rows, columns, self.num_kernels, weight.device)
         shares = gates.kernel.to(weight.dtype)[:, groups].view(-1, rows, columns)
         scale = self.spectrum_scale * self.num_kernels
         spectra = torch.view_as_complex(weight) * (scale * shares)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _MASK_SIZE = 64
+_CPU = torch.device('cpu')
 
 
 def kernel_spectrum(kernel: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def real_columns(spectrum: Tensor, size: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # Kept for later calls, which autograd may follow.
-def frequency_groups(rows: int, columns: int, groups: int) -> Tensor:
+def frequency_groups(rows: int, columns: int, groups: int, device: torch.device = _CPU) -> Tensor:
     """The set of each Fourier coefficient of an ``R x S`` spectrum, by its distance from 0.
 
     The order is stable and in float32 with one fused multiply-add, so that it is the same
@@ -63,20 +64,26 @@ def frequency_groups(rows: int, columns: int, groups: int) -> Tensor:
             f'FDConv2d cuts {rows} x {columns} Fourier coefficients into num_kernels={groups} sets '
             f'of equal size, which does not divide them; choose a divisor of {rows * columns}'
         )
-    row = torch.arange(rows)
-    row = torch.where(row < (rows + 1) // 2, row, row - rows).float() * torch.tensor(1.0 / rows)
-    column = torch.arange(columns).float() * torch.tensor(1.0 / (2 * (columns - 1)))
+    row = torch.arange(rows, device='cpu')
+    row = torch.where(row < (rows + 1) // 2, row, row - rows).float() * _float32(1.0 / rows)
+    column = torch.arange(columns, device='cpu').float() * _float32(1.0 / (2 * (columns - 1)))
     # The square of a float32 number is exact in float64, and the sum is rounded once.
     squares = (row * row).double()[:, None] + column.double().square()
     order = squares.float().sqrt().flatten().argsort(stable=True)
     result = torch.empty_like(order)
-    result[order] = torch.arange(len(order)) // (len(order) // groups)
-    return result
+    result[order] = torch.arange(len(order), device='cpu') // (len(order) // groups)
+    return result.to(device)
+
+
+def _float32(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device='cpu')
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def band_masks(size: tuple[int, int], bands: tuple[int, ...]) -> Tensor:
+def band_masks(
+    size: tuple[int, int], bands: tuple[int, ...], device: torch.device = _CPU
+) -> Tensor:
     """Which coefficients of a map's spectrum the low part of each band keeps.
 
     Masks are made for maps of 64 x 64 and resized by the nearest neighbour, as in the authors'
@@ -85,20 +92,21 @@ def band_masks(size: tuple[int, int], bands: tuple[int, ...]) -> Tensor:
     Args:
         size: height and width of the map.
         bands: for each mask the inverse of twice the frequency that it ends at.
+        device: of the masks. Defaults to the CPU.
 
     Returns:
         0 or 1, shape ``(bands, height, width // 2 + 1)``.
     """
-    rows = torch.fft.fftfreq(_MASK_SIZE).abs()
-    columns = torch.fft.rfftfreq(_MASK_SIZE).abs()
+    rows = torch.fft.fftfreq(_MASK_SIZE, device='cpu').abs()
+    columns = torch.fft.rfftfreq(_MASK_SIZE, device='cpu').abs()
     highest = torch.maximum(rows[:, None], columns)
 
     def nearest(target: int, source: int) -> Tensor:
-        scale = torch.tensor(source / target, dtype=torch.float32)
-        return (torch.arange(target) * scale).floor().long().clamp(max=source - 1)
+        scale = _float32(source / target)
+        return (torch.arange(target, device='cpu') * scale).floor().long().clamp(max=source - 1)
 
     row = nearest(size[0], len(rows))
     column = nearest(size[1] // 2 + 1, len(columns))
-    limits = torch.tensor([0.5 / band + 1e-8 for band in bands], dtype=torch.float32)
+    limits = torch.stack([_float32(0.5 / band + 1e-8) for band in bands])
     masks = highest < limits[:, None, None]
-    return masks[:, row][:, :, column].float()
+    return masks[:, row][:, :, column].float().to(device)
