@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ..networks.replacing import some_of
+from ..openmmlab.backbones.checkpoint_names import match_layer_names, rename_layer
+from ..openmmlab.backbones.start_record import OUTPUT_NORM
 from .plain_tensor_names import FORMATS, rename
 from .tensor_checks import FLOATS, check_values, same_but_ones
 
@@ -19,8 +21,6 @@ _WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
 _BACKBONE = 'backbone.'
 _CLASSIFIERS = ('head.fc.', 'head.layers.head.')
 _KW_NAME = re.compile(r'(^|\.)warehouse(s|_manager)?\.')
-# A classifier has no norm for the outputs of stages that only a detector uses.
-_OUTPUT_NORM = re.compile(r'backbone\.norm[0-2]\.(weight|bias)')
 # Files from before torch 0.4.1, and those converted from Caffe, do not count batches.
 _COUNTER = '.num_batches_tracked'
 
@@ -124,6 +124,7 @@ def _recognise(
     best, best_score = None, (0, 0)
     for source_format, rules in FORMATS.items():
         targets = {name: target(name, rules) for name in source}
+        targets = _with_layer_names(source, targets, expected)
         in_backbone = [new for new in targets.values() if new and new.startswith(_BACKBONE)]
         # A bare backbone finds its own names in every format. That of backbones knows the others
         # in such a file, too, so that those of a deeper network are not overlooked.
@@ -138,6 +139,33 @@ def _recognise(
         )
     _check_unique(best[1])
     return best
+
+
+def _with_layer_names(
+    source: Mapping[str, Tensor],
+    targets: Mapping[str, str | None],
+    expected: Mapping[str, Tensor],
+) -> dict[str, str | None]:
+    """The targets, with the names that layers of the backbone have in the network."""
+    inside = {
+        name: target[len(_BACKBONE) :]
+        for name, target in targets.items()
+        if target is not None and target.startswith(_BACKBONE)
+    }
+    layers = match_layer_names(
+        {target: source[name].shape for name, target in inside.items()},
+        {
+            name[len(_BACKBONE) :]: value.shape
+            for name, value in expected.items()
+            if name.startswith(_BACKBONE)
+        },
+    )
+    renamed = {name: _BACKBONE + rename_layer(new, layers) for name, new in inside.items()}
+    return {**targets, **renamed}
+
+
+def _is_output_norm(name: str) -> bool:
+    return name.startswith(_BACKBONE) and bool(OUTPUT_NORM.fullmatch(name[len(_BACKBONE) :]))
 
 
 def _check_unique(targets: Mapping[str, str | None]) -> None:
@@ -163,17 +191,13 @@ def _check_backbone(
         if name.startswith(_BACKBONE)
         and name not in present
         and not name.endswith(_COUNTER)
-        and not _OUTPUT_NORM.fullmatch(name)
+        and not _is_output_norm(name)
     ]
     surplus = [
         name
         for name, target in targets.items()
         if target is None
-        or (
-            target.startswith(_BACKBONE)
-            and target not in expected
-            and not _OUTPUT_NORM.fullmatch(target)
-        )
+        or (target.startswith(_BACKBONE) and target not in expected and not _is_output_norm(target))
     ]
     if missing or surplus:
         mismatch = [f'it lacks {_some(missing)}'] if missing else []

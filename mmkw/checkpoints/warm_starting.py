@@ -74,7 +74,8 @@ def warm_start(network: nn.Module, state_dict: Mapping[str, Any]) -> WarmStart:
             bare backbone, or any network after :func:`apply_plan`.
         state_dict: of the plain network, with the names that torchvision, timm, MMPretrain,
             MMDetection or the authors of ConvNeXt and DeiT give ResNet, MobileNetV2, ConvNeXt and
-            vision transformers; or those of ``network`` with plain layers. Also a checkpoint that
+            vision transformers; or those of ``network`` with plain layers. Stems of three
+            convolutions match by shape and order. Also a checkpoint that
             holds it as ``state_dict`` or ``model``, or averaged, which is preferred, as
             ``state_dict_ema`` or ``model_ema``. Names do not tell MMDetection's ``style='caffe'``
             from ``'pytorch'``; the network has to have that of the plain one.

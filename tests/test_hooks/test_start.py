@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import mmdet.models.backbones as mmdet
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -158,6 +159,65 @@ def test_a_file_without_weights_for_frozen_layers_is_refused(tmp_path, plain_fil
     message = r"load_from='.*plain.pth' has no weights for body.backbone.layer1.*plain_to_mmkw.py"
     with pytest.raises(ValueError, match=message):
         train(tmp_path, [ANNEAL], dict(frozen_stages=1), load_from=plain_file[1]['checkpoint'])
+
+
+DEEP_STEM = dict(NARROW, deep_stem=True)
+
+
+def deep_stem_file(folder, remove=(), **more):
+    """A plain checkpoint in MMDetection's names, without some of its tensors."""
+    torch.manual_seed(0)
+    tensors = {**mmdet.ResNet(**DEEP_STEM).state_dict(), **more}
+    torch.save(
+        {f'body.backbone.{n}': v for n, v in tensors.items() if not n.startswith(tuple(remove))},
+        folder / 'deep.pth',
+    )
+    return str(folder / 'deep.pth')
+
+
+PLAIN_KERNELS = pytest.mark.filterwarnings('ignore:The checkpoint holds plain kernels')
+
+
+@PLAIN_KERNELS
+def test_a_deep_stem_in_other_names_is_complete(tmp_path):
+    settings = dict(DEEP_STEM, frozen_stages=1)
+    _, log = train(tmp_path, [ANNEAL], settings, load_from=deep_stem_file(tmp_path))
+    assert 'WARNING - mmkw' not in log
+
+
+@PLAIN_KERNELS
+@pytest.mark.parametrize(
+    ('remove', 'more', 'named'),
+    [
+        (['stem.0.'], {}, ['stem.0.conv.weight', 'stem.2.bn.bias']),
+        ([], {'layer4.1.bn2.weight': torch.ones(3)}, ['layer4.1.bn2.weight']),
+        (['layer'], {}, ['layer1.0.bn1.weight']),
+    ],
+)
+def test_parameters_that_a_checkpoint_left_are_one_warning(tmp_path, remove, more, named):
+    start = deep_stem_file(tmp_path, remove, **more)
+    _, log = train(tmp_path, [ANNEAL], DEEP_STEM, load_from=start)
+    (warning,) = (line for line in log.splitlines() if 'WARNING - mmkw' in line)
+    assert all(f'body.backbone.{name}' in warning for name in named)
+    assert warning.count('body.backbone.') <= 10
+
+
+@PLAIN_KERNELS
+def test_a_second_checkpoint_may_give_the_rest(tmp_path, plain_file):
+    start = tmp_path / 'stem.pth'
+    torch.save({'body.backbone.conv1.weight': torch.ones(8, 3, 7, 7)}, start)
+    backbone = dict(init_cfg=plain_file[1], frozen_stages=1)
+    _, log = train(tmp_path, [ANNEAL], backbone, load_from=str(start))
+    assert 'WARNING - mmkw' not in log
+
+
+@PLAIN_KERNELS
+def test_frozen_parameters_that_a_checkpoint_left_are_an_error(tmp_path):
+    start = deep_stem_file(tmp_path, ['stem.'])
+    message = r'no values .* for body\.backbone\.stem\.0\.conv\.weight.* frozen'
+    with pytest.raises(ValueError, match=message) as error:
+        train(tmp_path, [ANNEAL], dict(DEEP_STEM, frozen_stages=0), load_from=start)
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(

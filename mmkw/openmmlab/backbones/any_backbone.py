@@ -19,6 +19,7 @@ from ..attention_norms import options_from_config
 from .conv_types import naming_conv_types
 from .initial_weights import initialised_copy
 from .layer_depth import WarehouseDepths
+from .start_record import record_starts
 
 _AUTOMATIC_OPTIONS = tuple(inspect.signature(plan_network).parameters)[2:-1]  # not `initial`
 _DEFAULTS = tuple(field.name for field in fields(WarehouseConfig) if field.name != 'layers')
@@ -87,6 +88,7 @@ def build_kw_backbone(
     network_plan = backbone_plan(network, warehouse, plan, input_shape)
     print_log(str(network_plan), logger='current')
     apply_plan(network, network_plan, freeze_idle_warehouses)
+    record_starts(network)
     if hasattr(type(network), 'get_layer_depth'):
         network.get_layer_depth = WarehouseDepths(network)
     # Some backbones freeze their stages only here.

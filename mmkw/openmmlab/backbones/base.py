@@ -7,6 +7,7 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from ...networks.plan import freeze_idle_warehouses
 from .conv_types import naming_conv_types
 from .layer_depth import name_by_depth
+from .start_record import record_starts
 
 
 class WarehouseBackbone(BaseBackbone):
@@ -21,6 +22,7 @@ class WarehouseBackbone(BaseBackbone):
     def __init__(self, *args, **kwargs) -> None:
         with naming_conv_types(kwargs):
             super().__init__(*args, **kwargs)
+        record_starts(self)
 
     def _freeze_stages(self) -> None:
         super()._freeze_stages()

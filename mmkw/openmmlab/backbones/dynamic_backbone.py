@@ -14,6 +14,7 @@ from ...networks.convert import plan
 from ..attention_norms import options_from_config
 from .any_backbone import build_plain
 from .initial_weights import initialised_copy
+from .start_record import record_starts
 
 
 @MODELS.register_module(name='DynamicBackbone')
@@ -78,6 +79,7 @@ def build_dynamic_backbone(
     )
     print_log(str(network_plan), logger='current')
     network_plan.apply(network)
+    record_starts(network)
     # Some backbones freeze their stages only here.
     network.train(network.training)
     return network

@@ -66,13 +66,16 @@ def check_start(
     with attentions   right                       right
     ================  ==========================  =============================================
 
+    Parameters of a backbone that its checkpoint had no value for are an error where they are
+    frozen, and a warning where they train.
+
     Args:
         runner: for the model and the log.
         modules: those of the model that have a temperature.
         held: those of which the temperature is held.
 
     Raises:
-        ValueError: see the table.
+        ValueError: see above.
     """
     plain = [module for module in held if starts_from_plain(module)]
     if plain:
@@ -105,7 +108,47 @@ def check_start(
             f"scratch it should be annealed: dict(type='KWTemperatureHook', epochs=...) in "
             f'custom_hooks'
         )
+    _check_left(runner)
     _check_batches(runner)
+
+
+def _check_left(runner: Runner) -> None:
+    """Name the parameters of backbones that were started, but not all of them."""
+    model = _unwrapped(runner.model)
+    averaged = {
+        part
+        for average in model.modules()
+        if isinstance(average, BaseAveragedModel)
+        for part in average.modules()
+    }
+    trained: list[str] = []
+    frozen: list[str] = []
+    students: set[str] = set()
+    for prefix, backbone in model.named_modules():
+        if backbone in averaged or not hasattr(backbone, 'start_record'):
+            continue
+        for name, parameter in backbone.named_parameters(prefix):
+            if parameter.requires_grad:
+                students.add(name.partition('.')[2])
+            if name[len(prefix) :].lstrip('.') in (backbone.start_record.left or ()):
+                (trained if parameter.requires_grad else frozen).append(name)
+    # Those of a teacher follow the student's, as in `_frozen_layers`.
+    frozen = [name for name in frozen if name.partition('.')[2] not in students]
+    if frozen:
+        raise ValueError(
+            f'the checkpoint that the backbone starts from has no values of the right shape for '
+            f'{some_of(frozen, limit=10)}, which are frozen and would stay random; take one that '
+            f'fits, or {UNFREEZE}'
+        )
+    if trained:
+        runner.logger.warning(
+            f'mmkw: the checkpoint that the backbone starts from has no values of the right shape '
+            f'for {some_of(trained, limit=10)}, which start as when training from scratch'
+        )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
 
 
 def _frozen_layers(model: nn.Module, modules: Sequence[AnnealedModule]) -> list[str]:
@@ -114,7 +157,7 @@ def _frozen_layers(model: nn.Module, modules: Sequence[AnnealedModule]) -> list[
     Not those of a teacher, which its student changes, though only the algorithm knows how: a part
     of the model in which the layer has the same name as a trained one in another part.
     """
-    model = model.module if is_model_wrapper(model) else model
+    model = _unwrapped(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, KWLayer)}
     trained = {
         name
