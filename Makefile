@@ -63,10 +63,11 @@ define test_lite
 	$(ENV)/bin/python -m pip install -c $(ENV)/pins.txt torch torchvision mmengine mmcv-lite \
 		mmpretrain 'setuptools<82' -e '.[test]'; \
 	touch $(ENV)/.complete; }
-PYTHONPATH='$(CURDIR)' $(PYTEST) $(LITE_TESTS) $(PYTEST_ARGS)
+PYTHONPATH='$(CURDIR)' $(PYTEST) $(LITE_TESTS) $(SELECT) $(PYTEST_ARGS)
 endef
 
 test-oldest: ENV = .venv-oldest
+test-oldest: SELECT = -m 'not slow and not gpu and not newer_torch'
 test-oldest: ## run the tests without detectors with the oldest versions allowed; PYTHON=python3.9
 	$(call test_lite,grep -oE '"[a-z-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/; /^setuptools/d' \
 		| sed 's/^mmcv=/mmcv-lite=/'; printf '%s\n' 'numpy<2' 'opencv-python<4.12')

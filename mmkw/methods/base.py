@@ -31,6 +31,9 @@ from ..ops.routes import dynamic_conv
 IntOrTuple = Union[int, tuple[int, ...]]
 PadInput = Callable[['DynamicConvNd', Tensor], Tensor]
 
+# From PyTorch 2.4 on; not found out by trying, which torch.compile cannot follow.
+_ASKS_BY_DEVICE = hasattr(torch, 'get_autocast_dtype')
+
 
 class DynamicLayer(nn.Module):
     """A convolution or linear layer with another kernel for every sample.
@@ -337,9 +340,9 @@ def autocast_off(x: Tensor) -> AbstractContextManager:
     device_type = x.device.type
     if device_type == 'meta':
         return nullcontext()
-    try:
+    if _ASKS_BY_DEVICE:
         is_on = torch.is_autocast_enabled(device_type)
-    except TypeError:  # PyTorch before 2.4 asks for each type in its own way.
+    else:
         is_on = (
             torch.is_autocast_cpu_enabled() if device_type == 'cpu' else torch.is_autocast_enabled()
         )

@@ -198,6 +198,7 @@ def test_odd_files_beside_it(run):
         assert latest_checkpoint(run) == str(run / 'epoch_3.pth')
 
 
+@pytest.mark.newer_torch
 def test_sparse_tensors_in_a_checkpoint(run):
     checkpoint = load_checkpoint(run / 'epoch_3.pth')
     checkpoint['state_dict']['sparse'] = torch.eye(3).to_sparse()

@@ -76,7 +76,13 @@ def tf32(precision):
 @on_every_device
 @pytest.mark.usefixtures('tf32')
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize(
+    'precision',
+    [
+        pytest.param(name, marks=pytest.mark.newer_torch if name == 'float16' else [])
+        for name in PRECISIONS
+    ],
+)
 @pytest.mark.parametrize('kernel_size', [1, 3])
 @pytest.mark.parametrize('method', METHODS)
 def test_layers_and_gradients(method, kernel_size, precision, layout, device):

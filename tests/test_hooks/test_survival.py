@@ -83,7 +83,7 @@ def checkpoint_of(runner, epoch=EPOCHS):
     [
         'plain',
         'all',
-        'fp16',
+        pytest.param('fp16', marks=pytest.mark.newer_torch),
         # The first has these, all at once.
         *(
             pytest.param(feature, marks=pytest.mark.slow)
@@ -112,7 +112,13 @@ def test_resumed_run_equals_the_whole_one(feature, tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    ('feature', 'tolerance'), [('ema', 0), ('with_cp', 1e-6), ('bf16', 0.05), ('fp16', 0.05)]
+    ('feature', 'tolerance'),
+    [
+        ('ema', 0),
+        ('with_cp', 1e-6),
+        ('bf16', 0.05),
+        pytest.param('fp16', 0.05, marks=pytest.mark.newer_torch),
+    ],
 )
 def test_run_with_a_feature_equals_the_one_without(feature, tolerance, whole):
     """The same weights, seen against how far training moved them after its first epoch."""

@@ -73,6 +73,7 @@ def test_gradients_of_the_input(kind):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
 
 
+@pytest.mark.newer_torch
 def test_channels_last_autocast_and_compiling():
     layer, x = make('dense', torch.float32)
     expected = layer(x)

@@ -98,6 +98,7 @@ print('equal')
 """
 
 
+@pytest.mark.newer_torch
 def test_triton_kernels_equal_the_operations_of_pytorch():
     """By Triton's interpreter, which has to be asked for before Triton is imported."""
     pytest.importorskip('triton')

@@ -73,7 +73,10 @@ def test_gradcheck(kind):
 
 @pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('kind', LAYERS)
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'dtype',
+    [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.newer_torch)],
+)
 def test_autocast(kind, dtype):
     """Low precision in the forward and backward pass, gradients of the parameters in float32."""
     layer, x = make(kind)
@@ -115,6 +118,7 @@ def test_blockwise_route_keeps_no_kernels(kind):
         assert kept_bytes(layer, x) <= reference - kernels
 
 
+@pytest.mark.newer_torch
 @pytest.mark.parametrize('kind', LAYERS)
 def test_compiles_without_graph_breaks(kind):
     layer, x = make(kind)
@@ -123,6 +127,7 @@ def test_compiles_without_graph_breaks(kind):
     torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.newer_torch
 @pytest.mark.parametrize('kind', LAYERS)
 def test_compiles_once_for_batch_sizes(kind):
     layer, x = make(kind)
@@ -276,6 +281,7 @@ def test_tracing_records_plain_operations():
     torch.testing.assert_close(traced(x), layer(x))
 
 
+@pytest.mark.newer_torch
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @pytest.mark.parametrize('kind', LAYERS)
 def test_recordings_serve_any_batch_size(kind):
