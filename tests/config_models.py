@@ -50,11 +50,12 @@ class Promise(NamedTuple):
     """What the name of a config promises.
 
     Attributes:
-        method: ``'kw'``, ``'odconv'``, ``'dyconv'``, ``'condconv'``, ``'dcd'``; ``None`` if plain.
+        method: ``'kw'``, ``'odconv'``, ``'dyconv'``, ``'condconv'``, ``'dcd'``, ``'fdconv'``;
+            ``None`` if plain.
         network: such as ``'resnet18'``.
         budget: parameters relative to the plain layers, or the number of kernels; ``None`` for
-            plain networks and DCD.
-        own_recipe: whether it is the recipe of ODConv's authors.
+            plain networks, DCD and FDConv.
+        own_recipe: whether it is the recipe of the method's authors, with decay everywhere.
     """
 
     method: str | None
@@ -64,9 +65,9 @@ class Promise(NamedTuple):
 
 
 def promise(stem: str) -> Promise:
-    pattern = r'(?:(kw|odconv|dyconv|condconv|dcd)-)?(.+?)(?:-(\w+x))?(?:-released)?'
+    pattern = r'(?:(kw|odconv|dyconv|condconv|dcd|fdconv)-)?(.+?)(?:-(\w+x))?(?:-released)?'
     method, network, budget = re.fullmatch(pattern, model_name(stem)).groups()
-    assert (budget is None) == (method in (None, 'dcd'))
+    assert (budget is None) == (method in (None, 'dcd', 'fdconv'))
     own_recipe = 'fpn_1x' in stem or (
         method == 'odconv' and re.search('-1[05]0e', stem) is not None
     )
@@ -93,8 +94,13 @@ def build(cfg: Config) -> nn.Module:
 
 
 def build_optimizer(cfg: Config, model: nn.Module) -> OptimWrapper:
+    """In single precision, as half precision needs a GPU."""
+    optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
+    if optim_wrapper.get('type') == 'AmpOptimWrapper':
+        optim_wrapper.type = 'OptimWrapper'
+        del optim_wrapper.loss_scale
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+        return build_optim_wrapper(model, optim_wrapper)
 
 
 class Setting(NamedTuple):

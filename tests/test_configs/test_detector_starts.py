@@ -14,11 +14,14 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
+from torchvision.models import resnet50
 
 from mmkw.checkpoints import load_checkpoint
 
+FDCONV = [path for path in COCO if 'fdconv' in path.stem]
 
-@pytest.mark.parametrize('path', COCO, ids=named)
+
+@pytest.mark.parametrize('path', [path for path in COCO if path not in FDCONV], ids=named)
 def test_detector_starts_from_the_output_of_its_imagenet_config(path):
     start = replaced_backbone(load(path)).init_cfg
     trained = Path(start.checkpoint)
@@ -58,6 +61,29 @@ def test_detector_loads_the_output_of_its_imagenet_config(tmp_path):
     loaded = detector.backbone.state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize('path', FDCONV, ids=named)
+def test_fdconv_detector_starts_from_torchvisions_plain_resnet(path, tmp_path):
+    cfg = copy.deepcopy(load(path).model.backbone)
+    assert cfg.backbone.init_cfg == dict(type='Pretrained', checkpoint='torchvision://resnet50')
+    plain = resnet50().state_dict()
+    torch.save(plain, tmp_path / 'resnet50.pth')
+    cfg.backbone.init_cfg.checkpoint = str(tmp_path / 'resnet50.pth')
+    backbone = MODELS.build(cfg)
+    backbone.init_weights()
+
+    assert backbone.start_record.left == []
+    loaded = backbone.state_dict()
+    spectra = 0
+    for name, value in plain.items():
+        if name in loaded:
+            assert torch.equal(loaded[name], value), name
+        elif not name.startswith('fc.'):
+            layer = backbone.get_submodule(name.removesuffix('.weight'))
+            torch.testing.assert_close(layer.dft_weight, layer.converted(value))
+            spectra += 1
+    assert spectra == 48
 
 
 class Average(Hook):

@@ -55,12 +55,14 @@ class Recipe(NamedTuple):
     """One way to train.
 
     Attributes:
-        images: on each of 8 GPUs.
+        images: on each GPU.
         annealing: epochs over which KW's temperature falls from 1; ``None`` to hold it at 0.
         optimizer: all but the learning rate.
         rates: the learning rate of every iteration.
         epoch_length: iterations in an epoch of ``rates``.
         max_norm: of gradients.
+        gpus: how many.
+        half_precision: whether it trains with automatic mixed precision.
     """
 
     images: int
@@ -70,6 +72,8 @@ class Recipe(NamedTuple):
     rates: np.ndarray
     epoch_length: int = 2
     max_norm: float | None = None
+    gpus: int = 8
+    half_precision: bool = False
 
 
 SGD = dict(type='SGD', momentum=0.9)
@@ -101,12 +105,22 @@ RECIPES = {
         2, 12, None, dict(SGD, weight_decay=1e-4), warmed_up(steps(0.02, 400, 150, 50), 500),
         epoch_length=50,
     ),
+    'detector of FDConv': Recipe(
+        4, 12, None, ADAMW, warmed_up(steps(1e-4, 500, 50, 50), 500), epoch_length=50, gpus=4,
+        half_precision=True,
+    ),
+    'faster detector of FDConv': Recipe(
+        8, 12, None, dict(SGD, weight_decay=1e-4), warmed_up(steps(0.02, 400, 150, 50), 500),
+        epoch_length=50, gpus=2,
+    ),
     'convnext detector': Recipe(
         2, 12, None, ADAMW, warmed_up(steps(1e-4, 450, 100, 50), 500), epoch_length=50
     ),
 }  # fmt: skip
 RECIPE_OF = {
     r'odconv-mobilenet.*_8xb32-150e_in1k': 'mobilenet-v2 of ODConv',
+    r'faster-rcnn_fdconv-.*': 'faster detector of FDConv',
+    r'mask-rcnn_fdconv-.*': 'detector of FDConv',
     r'.*_fpn_1x_coco': 'detector of ODConv',
     r'.*_8xb32-100e_in1k': 'resnet, 100 epochs',
     r'.*_8xb32-150e_in1k': 'mobilenet-v2',
@@ -130,9 +144,10 @@ DROP_PATHS = {
     # No block of MobileNetV2 has any, nor is there one left in DeiT.
     r'.*(mobilenet-v2|deit).*': [],
     # The compared methods.
-    r'(odconv|dyconv|condconv|dcd)-resnet18.*_8xb512.*': [0.1] * 8,
+    r'(odconv|dyconv|condconv|dcd|fdconv)-resnet18.*_8xb512.*': [0.1] * 8,
+    r'fdconv-resnet50_8xb512.*': [0.1] * 16,
     r'(mask-rcnn_)?(odconv|dyconv)-resnet50-.*(_8xb512|_fpn_ms-1x).*': [0.1] * 16,
-    r'.*(odconv|dyconv|condconv|dcd)-resnet.*': [],
+    r'.*(odconv|dyconv|condconv|dcd|fdconv)-resnet.*': [],
 }
 
 # Of those trained for less than 300 epochs.
@@ -188,7 +203,8 @@ def test_trains_as_released(path):
 def check_schedule(cfg: Config, recipe: Recipe) -> None:
     assert cfg.train_cfg.max_epochs == recipe.epochs
     assert cfg.train_dataloader.batch_size == recipe.images
-    assert cfg.auto_scale_lr.base_batch_size == 8 * recipe.images
+    assert cfg.auto_scale_lr.base_batch_size == recipe.gpus * recipe.images
+    assert (cfg.optim_wrapper.get('type') == 'AmpOptimWrapper') == recipe.half_precision
     assert (cfg.optim_wrapper.get('clip_grad') or {}).get('max_norm') == recipe.max_norm
     assert cfg.optim_wrapper.get('accumulative_counts', 1) == 1
     optimizer = {
@@ -285,7 +301,8 @@ def check_weight_decay(path: Path, recipe: Recipe, promised: Promise) -> None:
             kind = 'vector'
         if in_detector:
             # No decay goes by names with `norm` in them, and batch norms are called bn.
-            kind = 'norm of an attention' if '.attention.norm.' in name else 'other'
+            is_inner = '.attention.norm.' in name or '.KSM_Local.norm.' in name
+            kind = 'norm of an attention' if is_inner else 'other'
         found[kind] += 1
         decays = (
             kind in ('matrix', 'other')
@@ -294,7 +311,7 @@ def check_weight_decay(path: Path, recipe: Recipe, promised: Promise) -> None:
         )
         expected = recipe.optimizer['weight_decay'] if decays else 0
         assert setting.weight_decay == pytest.approx(expected), name
-    has_norms = promised.method in ('kw', 'odconv')
+    has_norms = promised.method in ('kw', 'odconv', 'fdconv')
     assert (found['norm of an attention'] > 0) == (in_detector and has_norms)
     assert found['layer scale'] == (18 if 'convnext' in path.stem else 0)
 
@@ -359,7 +376,9 @@ def check_frozen_parts_and_norms(path: Path, promised: Promise) -> None:
     parameters = [name for name in model.shapes if name.endswith(('.weight', '.bias', '.cells'))]
     parts = {True: set(), False: set()}
     for name in parameters:
-        if name.startswith('backbone.'):
+        if re.match(r'backbone\.layer1\..*\.(KSM_Global|KSM_Local|FBM)\.', name):
+            assert name in model.settings, 'the gates of FDConv train everywhere'
+        elif name.startswith('backbone.'):
             parts[name in model.settings].add(name.split('.')[1])
     frozen = {'conv1', 'layer1'} | ({'bn1'} & FROZEN[network])
     assert parts[False] == (frozen if promised.own_recipe else FROZEN[network])
@@ -367,7 +386,7 @@ def check_frozen_parts_and_norms(path: Path, promised: Promise) -> None:
     assert ('warehouses' in parts[True]) == (promised.method == 'kw')
     # Batch norms, those of attentions included, are in evaluation mode; layer norms have none.
     for name, (kind, is_training) in model.norms.items():
-        if name.startswith('backbone.'):
+        if name.startswith('backbone.') and not name.endswith('.KSM_Local.norm'):
             assert ('BatchNorm' in kind) == (network != 'convnext-tiny'), name
             assert is_training == (network == 'convnext-tiny'), name
 

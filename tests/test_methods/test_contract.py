@@ -480,6 +480,7 @@ def test_routing_of_a_block():
             dict(layer=dict(type='CondConv2d'), share_routing_in=['layer9']),
             "names 'layer9', but ResNet has no such module",
         ),
+        (dict(only_attentions_train_in=['layer9']), "'layer9', but ResNet has no such module"),
         (
             dict(layer=dict(type='CondConv2d'), share_routing_in=['layer1']),
             "'layer1', in which no layer becomes one of CondConv",

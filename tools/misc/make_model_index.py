@@ -12,10 +12,17 @@ import yaml
 from mmkw.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
-PAPER = dict(
-    Title='KernelWarehouse: Rethinking the Design of Dynamic Convolution',
-    URL='https://arxiv.org/abs/2406.07879',
-)
+# The papers whose numbers the tables have.
+PAPERS = {
+    'KernelWarehouse': dict(
+        Title='KernelWarehouse: Rethinking the Design of Dynamic Convolution',
+        URL='https://arxiv.org/abs/2406.07879',
+    ),
+    'FDConv': dict(
+        Title='Frequency Dynamic Convolution for Dense Image Prediction',
+        URL='https://arxiv.org/abs/2503.18783',
+    ),
+}
 NO_WEIGHTS = 'none; tools/model_converters/released_to_mmkw.py converts those of its authors'
 # The methods whose authors released models.
 RELEASED = ('KernelWarehouse', 'ODConv')
@@ -34,7 +41,12 @@ FOLDERS = {
     'coco': (
         'COCO',
         'Instance Segmentation',
-        {'box AP (paper)': 'box AP (paper)', 'mask AP (paper)': 'mask AP (paper)'},
+        {
+            'box AP (paper)': 'box AP (paper)',
+            'mask AP (paper)': 'mask AP (paper)',
+            "box AP (FDConv's paper)": 'box AP (paper)',
+            "mask AP (FDConv's paper)": 'mask AP (paper)',
+        },
     ),
 }
 
@@ -76,13 +88,16 @@ def metafile(folder, text):
             if re.fullmatch(r'[\d.]+', row.get(column, ''))
         }
         if metrics:
-            model['Results'] = [dict(Dataset=data, Task=task, Metrics=metrics)]
+            box_only = name.startswith('faster-rcnn_')
+            model['Results'] = [
+                dict(Dataset=data, Task='Object Detection' if box_only else task, Metrics=metrics)
+            ]
         models.append(model)
     collections = [
         dict(
             Name=name,
             Metadata=dict(Pretrained=NO_WEIGHTS if name in RELEASED else 'none'),
-            **(dict(Paper=dict(PAPER)) if name == 'KernelWarehouse' else {}),
+            **(dict(Paper=dict(PAPERS[name])) if name in PAPERS else {}),
             README=f'configs/{folder}/README.md',
         )
         for name in sorted({model['In Collection'] for model in models})
@@ -95,7 +110,7 @@ def collection(name):
     backbone = name.split('_')[1] if '-rcnn_' in name else name
     methods = dict(
         kw='KernelWarehouse', odconv='ODConv', dyconv='DY-Conv', condconv='CondConv', dcd='DCD',
-        se='SE', cbam='CBAM', eca='ECA', cgc='CGC', weightnet='WeightNet',
+        fdconv='FDConv', se='SE', cbam='CBAM', eca='ECA', cgc='CGC', weightnet='WeightNet',
     )  # fmt: skip
     return methods.get(backbone.split('-')[0], 'Plain networks')
 

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from ...arguments import check_names, checks_arguments_of
+from ...methods.base import DynamicLayer
 from ...methods.registry import all_layers, method_of_layer
 from ...networks.convert import plan
 from ..attention_norms import options_from_config
@@ -25,6 +26,7 @@ def build_dynamic_backbone(
     layers: Iterable[str],
     exclude: Iterable[str] = (),
     share_routing_in: Iterable[str] = (),
+    only_attentions_train_in: Iterable[str] = (),
 ) -> nn.Module:
     """Build any backbone and replace some of its layers by those of a dynamic convolution.
 
@@ -55,8 +57,8 @@ def build_dynamic_backbone(
 
     Raises:
         ValueError: if ``layer`` names no method or has an unknown argument, a pattern matches
-            nothing, no layer is left to replace or one is matched twice, or the method has no layer
-            for a matched one.
+            nothing, no layer is left to replace or one is matched twice, the method has no layer
+            for a matched one, or ``only_attentions_train_in`` names no module.
     """
     options = dict(options_from_config(layer))
     kind = options.pop('type', None)
@@ -80,6 +82,30 @@ def build_dynamic_backbone(
     print_log(str(network_plan), logger='current')
     network_plan.apply(network)
     record_starts(network)
+    freeze_but_attentions(network, only_attentions_train_in)
     # Some backbones freeze their stages only here.
     network.train(network.training)
     return network
+
+
+def freeze_but_attentions(network: nn.Module, names: Iterable[str]) -> None:
+    """Freeze all parameters of some modules but those of the modules inside dynamic layers.
+
+    Args:
+        network: has dynamic layers.
+        names: of the modules.
+
+    Raises:
+        ValueError: if the network has no module of a name.
+    """
+    modules = dict(network.named_modules())
+    for name in names:
+        if name not in modules:
+            raise ValueError(
+                f'only_attentions_train_in names {name!r}, but {type(network).__name__} has no '
+                f'such module; give a name from named_modules()'
+            )
+        modules[name].requires_grad_(False)
+        for layer in modules[name].modules():
+            for part in layer.children() if isinstance(layer, DynamicLayer) else ():
+                part.requires_grad_(True)
