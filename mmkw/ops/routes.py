@@ -11,7 +11,7 @@ multiplies matrices, whatever the batch size; ``torch.jit.trace`` and ``torch.ex
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,21 +24,22 @@ from .mixing import Mixture, assemble_kernels, scale_maps
 from .unfolded import convolve_matrices, kernel_matrices, mix_matrices
 
 ROUTES = ('reference', 'blockwise', 'bank_responses', 'unfolded')
-_forced_route: str | None = None
+Choice = Callable[[Tensor, Mixture, int], str]
+_forced_route: str | Choice | None = None
 
 
 @contextmanager
-def forced_route(route: str) -> Iterator[None]:
-    """Compute all dynamic layers by one route, for comparisons and debugging. Not thread-safe.
+def forced_route(route: str | Choice) -> Iterator[None]:
+    """Compute dynamic layers by a given route. Not thread-safe.
 
     Args:
-        route: one of ``ROUTES``. Layers that ``'bank_responses'`` does not support take the
-            reference.
+        route: one of ``ROUTES``, or a function that chooses one for each layer by input, mixture
+            and groups. Layers that ``'bank_responses'`` does not support take the reference.
 
     Raises:
         ValueError: if there is no such route.
     """
-    if route not in ROUTES:
+    if not callable(route) and route not in ROUTES:
         raise ValueError(f'route must be one of {ROUTES}, but got {route!r}')
     global _forced_route
     previous, _forced_route = _forced_route, route
@@ -135,16 +136,16 @@ def choose_route(x: Tensor, mixture: Mixture, groups: int) -> str:
     take, is at most twice ``positions * output groups``, the mixtures of a kernel for one input
     group. Measured on two cores, responses are faster up to there.
     """
+    forced = _forced_route(x, mixture, groups) if callable(_forced_route) else _forced_route
     mode = recording_mode()
-    if _forced_route == 'unfolded' or (_forced_route is None and mode == 'any batch'):
+    if forced == 'unfolded' or (forced is None and mode == 'any batch'):
         return 'unfolded'
     if x.shape[0] == 0:
         return 'reference'
     _, bank, layout, position_scale, *_ = mixture
     takes_responses = groups == 1 and position_scale is None and max(bank.shape[3:]) == 1
-    if _forced_route is not None:
-        is_possible = takes_responses or _forced_route != 'bank_responses'
-        return _forced_route if is_possible else 'reference'
+    if forced is not None:
+        return forced if takes_responses or forced != 'bank_responses' else 'reference'
     positions, out_groups, in_groups = layout.grid
     is_small = in_groups * math.prod(x.shape[2:]) <= 2 * positions * out_groups
     if takes_responses and is_small and x.device.type == 'cpu':

@@ -51,6 +51,7 @@ def test_layers_of_all_kinds(names):
     model = check(network, [(1, 16, 40, 56), (5, 16, 40, 56), (5, 16, 64, 48)])
     shape = model.graph.input[0].type.tensor_type.shape
     assert [bool(size.dim_param) for size in shape.dim] == [True, False, True, True]
+    check(network, [(3, 16, 40, 56)], dynamic_batch=False)
 
 
 def test_vanishing_outputs_are_refused():
@@ -102,6 +103,13 @@ def test_tool_exports_a_classifier(tmp_path, monkeypatch, capsys):
     assert 'batch 5, 64 x 96: relative error' in out and 'wrote model.onnx' in out
     model = onnx.load(tmp_path / 'model.onnx')
     assert [o.name for o in model.graph.output] == ['output0']
+    load_tool('deployment/export_onnx').main(
+        ['config.py', 'model.pth', 'model.onnx', '--shape', '32', '--batch-size', '1']
+    )
+    out = capsys.readouterr().out
+    assert 'batch 1, 32 x 32: relative error' in out and 'times as fast as' in out
+    shape = onnx.load(tmp_path / 'model.onnx').graph.input[0].type.tensor_type.shape
+    assert [size.dim_value for size in shape.dim] == [1, 3, 32, 32]
 
 
 @pytest.mark.slow
@@ -121,6 +129,9 @@ def test_refusals(tmp_path, monkeypatch):
         to_onnx(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))
     (tmp_path / 'config.py').write_text(CLASSIFIER)
     tool = load_tool('deployment/export_onnx')
+    assert 'at least 1, but got 0' in refused(
+        tool, 'config.py', 'no.pth', 'model.onnx', '--batch-size', '0'
+    )
     assert 'no.pth does not exist' in refused(tool, 'config.py', 'no.pth', 'model.onnx')
     assert not (tmp_path / 'model.onnx').exists()
 
