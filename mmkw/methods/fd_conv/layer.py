@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,200 +23,24 @@ from torch import Tensor, nn
 
 from ...arguments import check_positive, checks_arguments
 from ...ops.routes import kernel_conv, recording_mode
-from ..base import AttentionLinear, DynamicConvNd, IntOrTuple, autocast_off
+from ..base import DynamicConvNd, IntOrTuple
 from ..loaded import tensor_of
 from ..registry import Method, register_method
+from .attention import SMALL, GlobalAttention, LocalAttention, gate
+from .bands import BandModulation
 from .spectrum import (
-    band_masks,
+    check_groups,
     frequency_groups,
+    frequency_order,
     kernel_spectrum,
-    real_columns,
     spectrum_kernels,
+    uncached_if_recorded,
 )
 
 _MIN_CHANNELS = 16  # Layers with no more input or output channels stay plain.
-_MIN_HIDDEN = 16
-_SMALL = 1e-6
+_ACTIVATIONS = ('sigmoid', 'tanh', 'softmax')
 # Unknown to PyTorch 2.1.
 _is_compiling = getattr(torch.compiler, 'is_dynamo_compiling', lambda: False)
-
-
-def uncached_if_recorded(function: Any) -> Any:
-    """A cached function, or itself where its result would be a placeholder of a recording."""
-    return function if recording_mode() is None else function.__wrapped__
-
-
-class PointwiseLinear(AttentionLinear):
-    """A linear layer whose weight has the shape of a 1 x 1 convolution."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__(in_features, out_features, bias)
-        self.weight = nn.Parameter(self.weight.detach()[..., None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        with autocast_off(x):
-            return F.linear(x.to(self.weight.dtype), self.weight.flatten(1), self.bias)
-
-
-class StarReLU(nn.Module):
-    """``s relu(z) ** 2 + t`` with learned numbers ``s`` and ``t``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.scale * z.relu().square() + self.bias
-
-
-class Gates(NamedTuple):
-    """What the global attention computes: gates, and the weights of the sets of coefficients.
-
-    Attributes:
-        channel, filter: of input and output channels, ``(N, C_in)`` and ``(N, C_out)``.
-        spatial: of the kernel's positions, ``(N, k * k)``; ``None`` where there is one.
-        kernel: ``pi``, shape ``(N, n)``.
-    """
-
-    channel: Tensor
-    filter: Tensor
-    spatial: Tensor | None
-    kernel: Tensor
-
-
-class GlobalAttention(nn.Module):
-    r"""Gates from a hidden vector, :math:`c\,\sigma(z)`, and :math:`\pi = 2 \sigma(z) / n`.
-
-    Args:
-        in_channels, out_channels, positions: of the convolution.
-        num_kernels: ``n``.
-        reduction: hidden width relative to ``in_channels``; the width is at least 16.
-        max_gate: ``c``.
-        starts_at_one: whether the filter gates start at 1, as the others do.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        positions: int,
-        num_kernels: int,
-        reduction: float,
-        max_gate: float,
-        starts_at_one: bool,
-    ) -> None:
-        super().__init__()
-        self.max_gate = max_gate
-        self.starts_at_one = starts_at_one
-        hidden = max(int(in_channels * reduction), _MIN_HIDDEN)
-        self.fc = PointwiseLinear(in_channels, hidden, bias=False)
-        self.bn = nn.BatchNorm2d(hidden)
-        self.relu = StarReLU()
-        self.channel_fc = PointwiseLinear(hidden, in_channels)
-        self.filter_fc = PointwiseLinear(hidden, out_channels)
-        self.spatial_fc = PointwiseLinear(hidden, positions) if positions > 1 else None
-        self.kernel_fc = PointwiseLinear(hidden, num_kernels)
-        self.reset_heads()
-
-    @torch.no_grad()
-    def reset_heads(self) -> None:
-        """Start with gates of 1. The filter head stays random, as in the authors' code."""
-        small = [self.channel_fc, self.spatial_fc, self.kernel_fc]
-        for head in [*small, *([self.filter_fc] if self.starts_at_one else [])]:
-            if head is not None:
-                nn.init.normal_(head.weight, std=_SMALL)
-
-    def forward(self, pooled: Tensor) -> Gates:
-        """Gates for the pooled input, shape ``(N, C_in)``."""
-        hidden = self.relu(self.bn(self.fc(pooled)[..., None, None]).flatten(1))
-
-        def gate(head: PointwiseLinear) -> Tensor:
-            return self.max_gate * head(hidden).sigmoid()
-
-        kernel = self.kernel_fc(hidden).sigmoid()
-        return Gates(
-            gate(self.channel_fc),
-            gate(self.filter_fc),
-            None if self.spatial_fc is None else gate(self.spatial_fc),
-            2 * kernel / kernel.shape[1],
-        )
-
-
-class ChannelConv(nn.Module):
-    """Convolution along the channels, from one map to many, without bias."""
-
-    def __init__(self, maps: int, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((maps, 1, size), _SMALL))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self.weight, padding=self.weight.shape[2] // 2)
-
-
-class LocalAttention(nn.Module):
-    """Logits of a gate for each element of the kernel, from each channel and its neighbours.
-
-    Args:
-        in_channels, maps: input channels, and kernel elements for each of them.
-    """
-
-    def __init__(self, in_channels: int, maps: int) -> None:
-        super().__init__()
-        self.conv = ChannelConv(maps, round(math.log2(in_channels) / 2 + 0.5) // 2 * 2 + 1)
-        self.norm = nn.LayerNorm(in_channels)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """``(N, C_in)`` to ``(N, maps, C_in)``."""
-        with autocast_off(pooled):
-            pooled = pooled.to(self.conv.weight.dtype)
-            return self.conv(self.norm(pooled).unsqueeze(1))
-
-
-class BandConv(nn.Module):
-    """A 3 x 3 convolution to the gate of a band."""
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, in_channels, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(1))
-        nn.init.normal_(self.weight, std=_SMALL)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, padding=1)
-
-
-class BandModulation(nn.Module):
-    r"""Spatial gates of the frequency bands of maps.
-
-    With :math:`L_j` the part of ``x`` below the frequency of band ``j``, :math:`L_0 = x`, and gates
-    :math:`A_j = 2 \sigma(\mathrm{conv}_j(x))`, the maps become
-    :math:`\sum_j A_j (L_{j-1} - L_j)` plus the last low part.
-
-    Args:
-        in_channels: of the maps.
-        bands: see :func:`~mmkw.methods.fd_conv.band_masks`.
-    """
-
-    def __init__(self, in_channels: int, bands: Sequence[int]) -> None:
-        super().__init__()
-        self.bands = tuple(bands)
-        self.freq_weight_conv_list = nn.ModuleList(BandConv(in_channels) for _ in bands)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == 0:
-            return x
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        spectrum = torch.fft.rfft2(exact, norm='ortho')
-        masks = uncached_if_recorded(band_masks)(tuple(exact.shape[2:]), self.bands, x.device)
-        masks = masks.to(exact.dtype)
-        size, above, result = exact.shape[2:], exact, 0
-        for mask, conv in zip(masks, self.freq_weight_conv_list):
-            rows = torch.fft.ifft(spectrum * mask, dim=2, norm='ortho')
-            low = torch.fft.irfft(real_columns(rows, size[1]), n=size[1], dim=3, norm='ortho')
-            result = result + 2 * conv(x).sigmoid() * (above - low)
-            above = low
-        return (result + above).to(x.dtype)
 
 
 class FDConv2d(DynamicConvNd):
@@ -234,17 +57,40 @@ class FDConv2d(DynamicConvNd):
             kernel; the bias is static.
         groups: 1, as sets of frequencies are those of the whole kernel.
         num_kernels: ``n``, sets of Fourier coefficients. Defaults to 64, as in all released models.
+            ``None`` takes half of the output channels, and ``sqrt(n P)`` as
+            ``kernel_temperature``.
         reduction: hidden width of the global attention relative to ``in_channels``; at least 16.
             Defaults to 1/16.
-        max_gate: the largest value of a gate. Defaults to 2, with which gates start at 1.
-        local_gate: whether each element of the kernel has a gate of its own. Defaults to True.
+        activation: of the global attention: ``'sigmoid'`` (default), ``'tanh'``, or ``'softmax'``
+            together with ``only_kernel_attention``.
+        max_gate: the largest value of a sigmoid gate. Defaults to 2, with which gates start at 1.
+        temperature: constant that divides the logits of the gates. Defaults to 1; ``None`` takes
+            ``kernel_temperature``.
+        kernel_temperature: constant that divides the logits of the sets' weights. Defaults to 1.
+        only_kernel_attention: whether to leave out the gates of channels, filters and positions.
+            Defaults to ``False``.
+        local_gate: whether each element of the kernel has a gate of its own. Defaults to ``True``.
+        local_activation: of that gate: ``'sigmoid'`` (default) or ``'tanh'``.
         bands: see :func:`~mmkw.methods.fd_conv.band_masks`; empty for none. Defaults to (2, 4, 8).
-        starts_at_one: whether all gates of a new layer are 1. Defaults to False.
+        band_activation, band_groups, low_band_gate: see
+            :class:`~mmkw.methods.fd_conv.BandModulation`. Default to ``'sigmoid'``, 1 and
+            ``False``.
+        bands_if_strided: whether other layers with a stride have bands, too. Defaults to
+            ``False``.
+        copies: ``P``, spectra that are added. Defaults to 1. As in the authors' code, a converted
+            kernel is that many times too large.
+        kept: part of the coefficients that the layer has, from low frequencies on. Defaults to 1.
+            As in the authors' code, with less a converted kernel is blurred, and
+            ``n P min(C_in, C_out) / 2`` times too small.
+        stores_kernel: whether the parameter is the kernel, transformed in each forward pass,
+            instead of its spectrum. Defaults to ``False``.
+        starts_at_one: whether all gates of a new layer are 1. Defaults to ``False``.
 
     Raises:
         ValueError: if there are groups, the kernel is not square, ``in_channels`` times its side is
-            odd, ``num_kernels`` does not divide the number of Fourier coefficients, or a number is
-            not positive; when loading a plain kernel of another shape.
+            odd, ``num_kernels`` does not divide the number of Fourier coefficients, ``band_groups``
+            does not divide the input channels, or an option has another value than described; when
+            loading a plain kernel of another shape.
         RuntimeError: in ``torch.export``, an ONNX export or a trace.
     """
 
@@ -262,11 +108,23 @@ class FDConv2d(DynamicConvNd):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = 'zeros',
-        num_kernels: int = 64,
+        num_kernels: int | None = 64,
         reduction: float = 1 / 16,
+        activation: str = 'sigmoid',
         max_gate: float = 2.0,
+        temperature: float | None = 1.0,
+        kernel_temperature: float = 1.0,
+        only_kernel_attention: bool = False,
         local_gate: bool = True,
+        local_activation: str = 'sigmoid',
         bands: Sequence[int] = (2, 4, 8),
+        band_activation: str = 'sigmoid',
+        band_groups: int = 1,
+        low_band_gate: bool = False,
+        bands_if_strided: bool = False,
+        copies: int = 1,
+        kept: float = 1.0,
+        stores_kernel: bool = False,
         starts_at_one: bool = False,
         device=None,
         dtype=None,
@@ -275,26 +133,54 @@ class FDConv2d(DynamicConvNd):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,
         )  # fmt: skip
-        check_positive('num_kernels', num_kernels, whole=True)
-        check_positive('reduction', reduction)
-        check_positive('max_gate', max_gate)
+        num_weights = dict(num_kernels=out_channels // 2 if num_kernels is None else num_kernels)
+        for name, value in dict(num_weights, copies=copies, band_groups=band_groups).items():
+            check_positive(name, value, whole=True)
+        if num_kernels is None:
+            num_kernels = num_weights['num_kernels']
+            kernel_temperature = math.sqrt(num_kernels * copies)
+        if temperature is None:
+            temperature = kernel_temperature
+        numbers = dict(
+            reduction=reduction, max_gate=max_gate, temperature=temperature,
+            kernel_temperature=kernel_temperature, kept=kept,
+        )  # fmt: skip
+        for name, number in numbers.items():
+            check_positive(name, number)
+        _check_choice('activation', activation, _ACTIVATIONS[: 2 + only_kernel_attention])
+        _check_choice('local_activation', local_activation, _ACTIVATIONS[:2])
+        _check_choice('band_activation', band_activation, _ACTIVATIONS)
+        if kept > 1 or (kept < 1 and stores_kernel):
+            raise ValueError(
+                f'kept must be at most 1, and 1 with stores_kernel, but got {kept} and '
+                f'stores_kernel={stores_kernel}'
+            )
         size = self.kernel_size[0]
-        self.num_kernels = num_kernels
+        self.num_kernels, self.copies, self.kept = num_kernels, copies, kept
+        self.max_gate, self.local_activation = max_gate, local_activation
         self.KSM_Global = self.KSM_Local = self.FBM = None
         self.is_plain = min(in_channels, out_channels) <= _MIN_CHANNELS or size not in (1, 3)
-        if self.is_plain:
+        self.stores_kernel = stores_kernel or self.is_plain
+        if not self.is_plain:
+            self._check_shape(groups)
+            rows, columns = self.spectrum_shape
+            coefficients = int(rows * columns * kept)
+            check_groups(coefficients, num_kernels)
+        if self.stores_kernel:
             self.weight = nn.Parameter(torch.empty(self.kernel_shape))
         else:
-            self._check_shape(groups)
-            shape = (1, out_channels * size, in_channels * size // 2 + 1, 2)
-            frequency_groups(*shape[1:3], num_kernels)
-            self.dft_weight = nn.Parameter(torch.empty(shape))
+            bins = (rows, columns) if kept == 1 else (coefficients,)
+            self.dft_weight = nn.Parameter(torch.empty(copies, *bins, 2))
+        if not self.is_plain:
             self.KSM_Global = GlobalAttention(
-                in_channels, out_channels, size * size, num_kernels, reduction, max_gate,
+                in_channels, out_channels, size * size, num_kernels * copies, reduction, activation,
+                max_gate, (temperature, kernel_temperature), not only_kernel_attention,
                 starts_at_one,
             )  # fmt: skip
-            if size == 3 and bands:
-                self.FBM = BandModulation(in_channels, bands)
+            if bands and (size == 3 or (bands_if_strided and max(self.stride) > 1)):
+                self.FBM = BandModulation(
+                    in_channels, bands, band_groups, band_activation, low_band_gate
+                )
             if local_gate:
                 self.KSM_Local = LocalAttention(in_channels, out_channels * size * size)
         # The gates of bands act on the input, so that kernels alone are not the whole layer.
@@ -319,7 +205,7 @@ class FDConv2d(DynamicConvNd):
         """Initialise the kernel as ``nn.Conv2d`` does, and the bias, 0."""
         kernel = torch.empty(self.kernel_shape)
         nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
-        if self.is_plain:
+        if self.stores_kernel:
             self.weight.copy_(kernel)
         else:
             self.dft_weight.copy_(self.converted(kernel))
@@ -338,14 +224,17 @@ class FDConv2d(DynamicConvNd):
         nn.init.ones_(self.KSM_Global.relu.scale)
         nn.init.zeros_(self.KSM_Global.relu.bias)
         if self.KSM_Local is not None:
-            nn.init.constant_(self.KSM_Local.conv.weight, _SMALL)
-        for conv in [] if self.FBM is None else self.FBM.freq_weight_conv_list:
-            nn.init.normal_(conv.weight, std=_SMALL)
-            nn.init.zeros_(conv.bias)
+            nn.init.constant_(self.KSM_Local.conv.weight, SMALL)
 
     def init_weights(self) -> None:
         """Initialise all parameters anew; OpenMMLab's modules call it instead of their own way."""
         self.reset_parameters()
+
+    @property
+    def spectrum_shape(self) -> tuple[int, int]:
+        """``(R, S)``, rows and columns of the spectrum of a kernel."""
+        size = self.kernel_size[0]
+        return self.out_channels * size, self.in_channels * size // 2 + 1
 
     @property
     def spectrum_scale(self) -> int:
@@ -354,7 +243,11 @@ class FDConv2d(DynamicConvNd):
 
     def converted(self, kernel: Tensor) -> Tensor:
         """``dft_weight`` for a plain kernel."""
-        return torch.view_as_real(kernel_spectrum(kernel) / self.spectrum_scale)[None]
+        spectrum = kernel_spectrum(kernel) / self.spectrum_scale
+        if self.kept < 1:
+            order = frequency_order(*spectrum.shape, spectrum.device)
+            spectrum = spectrum.flatten()[order[: self.dft_weight.shape[1]]]
+        return torch.view_as_real(spectrum).expand(self.copies, *[-1] * (spectrum.dim() + 1))
 
     def pad(self, x: Tensor) -> Tensor:
         """Gate the bands of the input, then pad it."""
@@ -367,31 +260,51 @@ class FDConv2d(DynamicConvNd):
             )
         return super().pad(x if self.FBM is None else self.FBM(x))
 
+    def weighted_spectra(self, weights: Tensor) -> Tensor:
+        """The spectra whose sets have these weights, ``(N, n P)``; shape ``(N, R, S)``."""
+        rows, columns = self.spectrum_shape
+        parameter = self.converted(self.weight) if self.stores_kernel else self.dft_weight
+        parameter = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+        coefficients = torch.view_as_complex(parameter.contiguous()).flatten(1)
+        shares = weights.to(parameter.dtype).unflatten(1, (self.copies, -1))
+        if self.kept < 1:
+            count, device = coefficients.shape[1], parameter.device
+            order = uncached_if_recorded(frequency_order)(rows, columns, device)[:count]
+            sets = torch.arange(count, device=device) // (count // self.num_kernels)
+            total = (coefficients * shares[:, :, sets]).sum(1)
+            spectra = total.new_zeros(len(weights), rows * columns).index_copy(1, order, total)
+            return spectra.unflatten(1, (rows, columns))
+        groups = uncached_if_recorded(frequency_groups)(
+            rows, columns, self.num_kernels, parameter.device
+        )
+        scale = self.spectrum_scale * self.num_kernels * self.copies
+        spectra = coefficients * (scale * shares[:, :, groups])
+        spectra = spectra.squeeze(1) if self.copies == 1 else spectra.sum(1)
+        return spectra.unflatten(1, (rows, columns))
+
     def sample_kernels(self, pooled: Tensor) -> Tensor:
         """The kernels for the pooled input, without the gates of bands."""
         if self.is_plain:
             return self.weight.expand(len(pooled), -1, -1, -1, -1)
+        parameter = self.weight if self.stores_kernel else self.dft_weight
         if pooled.shape[0] == 0:  # which the Fourier transforms do not take
-            return self.dft_weight.sum() * self.dft_weight.new_zeros(0, *self.kernel_shape)
+            return parameter.sum() * parameter.new_zeros(0, *self.kernel_shape)
         self.check_batch_norm(self.KSM_Global.bn, len(pooled))
         gates, size = self.KSM_Global(pooled), self.kernel_size[0]
-        weight = self.dft_weight[0].to(torch.promote_types(self.dft_weight.dtype, torch.float32))
-        rows, columns, _ = weight.shape
-        find_groups = uncached_if_recorded(frequency_groups)
-        groups = find_groups(rows, columns, self.num_kernels, weight.device)
-        shares = gates.kernel.to(weight.dtype)[:, groups].view(-1, rows, columns)
-        scale = self.spectrum_scale * self.num_kernels
-        spectra = torch.view_as_complex(weight) * (scale * shares)
-        kernels = spectrum_kernels(spectra, size)
-        kernels = kernels * gates.channel[:, None, :, None, None].to(kernels.dtype)
-        kernels = kernels * gates.filter[:, :, None, None, None].to(kernels.dtype)
-        if gates.spatial is not None:
-            kernels = kernels * gates.spatial.view(-1, 1, 1, size, size).to(kernels.dtype)
+        kernels = spectrum_kernels(self.weighted_spectra(gates.kernel), size)
+        factors = [
+            None if gates.channel is None else gates.channel[:, None, :, None, None],
+            None if gates.filter is None else gates.filter[:, :, None, None, None],
+            None if gates.spatial is None else gates.spatial.view(-1, 1, 1, size, size),
+        ]
         if self.KSM_Local is not None:
             logits = self.KSM_Local(pooled).unflatten(1, (self.out_channels, size, size))
-            local = self.KSM_Global.max_gate * logits.permute(0, 1, 4, 2, 3).sigmoid()
-            kernels = kernels * local.to(kernels.dtype)
-        return kernels.to(self.dft_weight.dtype)
+            local = gate(logits, self.local_activation, self.max_gate)
+            factors.append(local.permute(0, 1, 4, 2, 3))
+        for factor in factors:
+            if factor is not None:
+                kernels = kernels * factor.to(kernels.dtype)
+        return kernels.to(parameter.dtype)
 
     def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
         if self.is_plain:
@@ -403,8 +316,10 @@ class FDConv2d(DynamicConvNd):
         """A multiply-add for each coefficient, and for each gate of each element of the kernel."""
         if self.is_plain:
             return 0
-        gates = 2 + (self.KSM_Global.spatial_fc is not None) + (self.KSM_Local is not None)
-        return self.dft_weight.numel() + gates * math.prod(self.kernel_shape)
+        heads = (self.KSM_Global.channel_fc, self.KSM_Global.filter_fc, self.KSM_Global.spatial_fc)
+        gates = sum(module is not None for module in (*heads, self.KSM_Local))
+        coefficients = 2 * self.copies * int(math.prod(self.spectrum_shape) * self.kept)
+        return coefficients + gates * math.prod(self.kernel_shape)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         kernel = None if self.is_plain else tensor_of(state_dict, prefix + 'weight')
@@ -415,17 +330,24 @@ class FDConv2d(DynamicConvNd):
                     f'model needs {tuple(self.kernel_shape)}: it is of another architecture, depth '
                     f'or width'
                 )
-            del state_dict[prefix + 'weight']
-            converted = self.converted(kernel.to(self.dft_weight))
-            state_dict[prefix + 'dft_weight'] = converted
-            # A plain checkpoint has no gates; those of the layer stay as they are.
-            for name, value in self.state_dict(prefix=prefix).items():
-                if name[len(prefix) :].startswith(('KSM_', 'FBM')):
-                    state_dict.setdefault(name, value)
+            if not self.stores_kernel:
+                del state_dict[prefix + 'weight']
+                state_dict[prefix + 'dft_weight'] = self.converted(kernel.to(self.dft_weight))
+            gates = (prefix + 'KSM_', prefix + 'FBM')
+            if not any(name.startswith(gates) for name in state_dict):
+                # It is a plain checkpoint. The gates of the layer stay as they are.
+                own = self.state_dict(prefix=prefix).items()
+                state_dict.update({name: value for name, value in own if name.startswith(gates)})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def method_repr(self) -> str:
         return 'plain' if self.is_plain else f'num_kernels={self.num_kernels}'
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        only = ' (softmax needs only_kernel_attention)' if name == 'activation' else ''
+        raise ValueError(f'{name} must be one of {", ".join(choices)}{only}, but got {value!r}')
 
 
 @register_method
@@ -435,9 +357,21 @@ class FDConv(Method):
 
     layers = {2: FDConv2d}
 
-    num_kernels: int = 64
+    num_kernels: int | None = 64
     reduction: float = 1 / 16
+    activation: str = 'sigmoid'
     max_gate: float = 2.0
+    temperature: float | None = 1.0
+    kernel_temperature: float = 1.0
+    only_kernel_attention: bool = False
     local_gate: bool = True
+    local_activation: str = 'sigmoid'
     bands: Sequence[int] = (2, 4, 8)
+    band_activation: str = 'sigmoid'
+    band_groups: int = 1
+    low_band_gate: bool = False
+    bands_if_strided: bool = False
+    copies: int = 1
+    kept: float = 1.0
+    stores_kernel: bool = False
     starts_at_one: bool = False

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...ops.routes import recording_mode
+
 _MASK_SIZE = 64
 _CPU = torch.device('cpu')
+
+
+def uncached_if_recorded(function: Any) -> Any:
+    """A cached function, or itself where its result would be a placeholder of a recording."""
+    return function if recording_mode() is None else function.__wrapped__
 
 
 def kernel_spectrum(kernel: Tensor) -> Tensor:
@@ -50,29 +58,44 @@ def real_columns(spectrum: Tensor, size: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # Kept for later calls, which autograd may follow.
-def frequency_groups(rows: int, columns: int, groups: int, device: torch.device = _CPU) -> Tensor:
-    """The set of each Fourier coefficient of an ``R x S`` spectrum, by its distance from 0.
+def frequency_order(rows: int, columns: int, device: torch.device = _CPU) -> Tensor:
+    """The coefficients of an ``R x S`` spectrum, row by row, in the order of their frequency.
 
     The order is stable and in float32 with one fused multiply-add, so that it is the same
     everywhere: checkpoints do not hold it.
-
-    Raises:
-        ValueError: if the sets cannot have the same size.
     """
-    if rows * columns % groups:
-        raise ValueError(
-            f'FDConv2d cuts {rows} x {columns} Fourier coefficients into num_kernels={groups} sets '
-            f'of equal size, which does not divide them; choose a divisor of {rows * columns}'
-        )
     row = torch.arange(rows, device='cpu')
     row = torch.where(row < (rows + 1) // 2, row, row - rows).float() * _float32(1.0 / rows)
     column = torch.arange(columns, device='cpu').float() * _float32(1.0 / (2 * (columns - 1)))
     # The square of a float32 number is exact in float64, and the sum is rounded once.
     squares = (row * row).double()[:, None] + column.double().square()
-    order = squares.float().sqrt().flatten().argsort(stable=True)
+    # PyTorch's root of float32 numbers may be off by a bit, which changes the order.
+    distances = squares.float().double().sqrt().float()
+    return distances.flatten().argsort(stable=True).to(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def frequency_groups(rows: int, columns: int, groups: int, device: torch.device = _CPU) -> Tensor:
+    """The set of each Fourier coefficient of an ``R x S`` spectrum, by its distance from 0.
+
+    Raises:
+        ValueError: if the sets cannot have the same size.
+    """
+    check_groups(rows * columns, groups)
+    order = uncached_if_recorded(frequency_order)(rows, columns)
     result = torch.empty_like(order)
     result[order] = torch.arange(len(order), device='cpu') // (len(order) // groups)
     return result.to(device)
+
+
+def check_groups(coefficients: int, groups: int) -> None:
+    """Raise ValueError if the sets cannot have the same size."""
+    if coefficients % groups:
+        raise ValueError(
+            f'FDConv2d cuts {coefficients} Fourier coefficients into num_kernels={groups} sets of '
+            f'equal size, which does not divide them; choose a divisor of {coefficients}'
+        )
 
 
 def _float32(value: float) -> Tensor:
