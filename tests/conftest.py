@@ -70,13 +70,31 @@ def quick_configs():
 
 
 @pytest.fixture(scope='module', autouse=True)
-def own_default_scope():
+def no_default_scope():
     """Let each file start without a default scope of MMEngine, whichever files ran before it."""
     from mmengine.registry import DefaultScope
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DefaultScope, '_instance_dict', OrderedDict())
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_runs(monkeypatch):
+    """Let no run of a test reach into the next test.
+
+    A run sets the default scope. Its logger, message hub and visualizer are named by config and
+    second, so that a run which starts within the same second would get those of the test before,
+    which write to that test's stdout and work dir.
+    """
+    from mmengine.registry import DefaultScope
+    from mmengine.utils import ManagerMixin
+
+    named = [ManagerMixin]
+    for manager in named:
+        named += manager.__subclasses__()
+        kept = manager._instance_dict.copy() if manager is DefaultScope else OrderedDict()
+        monkeypatch.setattr(manager, '_instance_dict', kept)
 
 
 @pytest.fixture(params=[2**24, 1], ids=['one block', 'blocks'])
@@ -87,14 +105,3 @@ def blocks(request, monkeypatch):
     monkeypatch.setitem(convolution.BLOCK_BYTES, 'cpu', request.param)
     if request.param == 1:
         monkeypatch.setattr(convolution, 'MIN_ROWS', 4)
-
-
-@pytest.fixture
-def default_scope():
-    """Leave MMEngine's global default scope as it was; runs in this process change it."""
-    from mmengine.registry import DefaultScope
-
-    before = DefaultScope.get_current_instance()
-    yield
-    if before is not None:
-        DefaultScope.get_instance(before.instance_name, scope_name=before.scope_name)

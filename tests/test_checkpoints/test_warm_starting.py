@@ -601,7 +601,7 @@ model = dict(
 
 
 @pytest.fixture
-def run_tool(tmp_path, monkeypatch, capsys, default_scope):
+def run_tool(tmp_path, monkeypatch, capsys):
     """Runs the tool in this process; returns what it printed."""
     (tmp_path / 'config.py').write_text(CONFIG)
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,6 @@ from mmkw.deployment import compare_onnx, exported_part, to_onnx
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
-pytestmark = pytest.mark.usefixtures('default_scope')
 
 
 def check(network, shapes, **options):

@@ -15,7 +15,7 @@ from mmkw.openmmlab.hooks import KWAttentionHook
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch, default_scope):
+def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_classification_data(tmp_path / 'images' / 'train')
     (tmp_path / 'tiny.py').write_text(CLASSIFIER)
