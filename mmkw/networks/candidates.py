@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from ..ops.mixing import Shape
-from .replacing import is_replaceable, match_layers, some_of
+from .replacing import is_replaceable, match_layers, some_of, why_special
 from .tracing import Inputs, LayerTrace, tensors_in
 
 
@@ -95,10 +95,8 @@ def unusable_layers(
             return 'excluded'
         if used_outside is not None:
             return used_outside
-        if layer._parameters.get('weight') is None:
-            return 'its weight is computed from others'
         if not is_replaceable(layer):
-            return f'a {type(layer).__name__} is no plain convolution or linear layer'
+            return why_special(layer)
         if name not in wanted:
             return 'not among the layers asked for'
         if uses[id(layer.weight)] > 1:

@@ -16,7 +16,13 @@ from ..methods.registry import Method
 from .automatic import complete_plan, plan_network
 from .candidates import batch_size, constant_layers, leave_constant_plain, unusable_layers
 from .plan_table import NetworkPlan, align, group_by_reason
-from .replacing import PLAIN_LAYERS, kernel_shape_of, match_layers, replace_layers
+from .replacing import (
+    PLAIN_LAYERS,
+    kernel_shape_of,
+    match_layers,
+    replace_layers,
+    special_layers,
+)
 from .tracing import Inputs, trace_layers
 
 
@@ -219,7 +225,8 @@ def _plan_layers(method: Method, network, inputs, layers, exclude, initial) -> L
     plain = {}
     if inputs is None:
         names = leave_constant_plain(matches, constant)
-        plain = {
+        plain = special_layers(network)
+        plain |= {
             name: 'starts at a constant, as its network initialises it'
             for name in matches
             if name not in names

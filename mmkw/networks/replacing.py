@@ -98,7 +98,7 @@ def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
         if not found:
             raise ValueError(
                 f'{pattern!r} matches no convolution or linear layer of '
-                f'{type(network).__name__}; it has {some_of(layers)}{_special_layers(network)}'
+                f'{type(network).__name__}; it has {some_of(layers)}{_name_special_layers(network)}'
             )
         for name in found:
             if name in matches:
@@ -110,16 +110,36 @@ def match_layers(network: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
     return {name: matches[name] for name in layers if name in matches}
 
 
-def _special_layers(network: nn.Module) -> str:
-    """Names the classes of layers that look like convolutions, but compute something else."""
-    kinds = Counter(
-        type(module).__name__
-        for module in network.modules()
+def special_layers(network: nn.Module) -> dict[str, str]:
+    """Layers whose place no dynamic layer can take, though they look like it, by name, with why.
+
+    Those of other classes compute something else, such as deformable convolutions; others compute
+    their weight from other parameters, such as those with spectral norm, which would be lost.
+    """
+    return {
+        name: why_special(module)
+        for name, module in network.named_modules()
         if not is_replaceable(module)
         and not isinstance(module, DynamicLayer)
-        and (isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) or 'Conv' in _type(module))
-        and module._parameters
-    )
+        and (isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) or _looks_like_one(module))
+    }
+
+
+def why_special(module: nn.Module) -> str:
+    """Why no dynamic layer can take the place of one that is not replaceable."""
+    if module._parameters.get('weight') is None:
+        return 'its weight is computed from others'
+    return f'a {type(module).__name__} is no plain convolution or linear layer'
+
+
+def _looks_like_one(module: nn.Module) -> bool:
+    weight = module._parameters.get('weight')
+    return 'Conv' in type(module).__name__ and weight is not None and weight.ndim > 2
+
+
+def _name_special_layers(network: nn.Module) -> str:
+    """For a message: the classes of layers that look like convolutions, but are none."""
+    kinds = Counter(type(network.get_submodule(name)).__name__ for name in special_layers(network))
     if not kinds:
         return ''
     found = ', '.join(f'{count} {kind}' for kind, count in kinds.items())
@@ -127,10 +147,6 @@ def _special_layers(network: nn.Module) -> str:
         f'. Beside these it has {found}, which compute their weight or output in a way of their '
         f'own, so that no dynamic layer can take their place'
     )
-
-
-def _type(module: nn.Module) -> str:
-    return type(module).__name__
 
 
 def replace_layers(
@@ -198,7 +214,10 @@ def _places(network: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
 
 def is_replaceable(module: nn.Module) -> bool:
     """Whether a dynamic layer can take the module's place, or it is one that waits for a plan."""
-    return type(module) in PLAIN_LAYERS or (isinstance(module, DynamicLayer) and module.awaits_plan)
+    if isinstance(module, DynamicLayer):
+        return module.awaits_plan
+    # The weight is no parameter where it is computed anew for each run, as with spectral norm.
+    return type(module) in PLAIN_LAYERS and module._parameters.get('weight') is not None
 
 
 def kernel_shape_of(name: str, module: nn.Module) -> Shape:
@@ -208,9 +227,12 @@ def kernel_shape_of(name: str, module: nn.Module) -> Shape:
         ValueError: if no dynamic layer can take the module's place.
     """
     if not is_replaceable(module):
+        kind = type(module).__name__
+        if type(module) in PLAIN_LAYERS:
+            kind += ' whose weight is computed from others'
         raise ValueError(
-            f'layer {name!r} is a {type(module).__name__}; dynamic layers can replace plain '
-            f'{", ".join(sorted({kind.__name__ for kind in PLAIN_LAYERS}))} only'
+            f'layer {name!r} is a {kind}; dynamic layers can replace plain '
+            f'{", ".join(sorted({known.__name__ for known in PLAIN_LAYERS}))} only'
         )
     if isinstance(module, DynamicLayer):
         return module.kernel_shape

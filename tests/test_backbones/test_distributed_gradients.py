@@ -6,6 +6,7 @@ stages that are trained. So each network is compared with its plain form.
 """
 
 import itertools
+import warnings
 from functools import cache
 
 import pytest
@@ -148,6 +149,19 @@ def test_trains_where_the_plain_network_does(case, all_of_them):
                 assert not missing, (frozen_stages, out_indices, missing)
                 count += 1
     assert count > 1
+
+
+@pytest.mark.parametrize('case', ['KWResNet', 'KWBackbone(mmdet.ResNet)'])
+def test_idle_cells_that_no_output_reaches(case):
+    """Warned of; where outputs reach the frozen stages, their cells get gradients."""
+    config = dict(CASES[case][1], freeze_idle_warehouses=False)
+    with pytest.warns(UserWarning, match='get no gradient.*find_unused_parameters=True'):
+        missing = without_gradient(config, 4, (1,))
+    assert missing and all(name.endswith('.cells') for name in missing)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert not without_gradient(config, 4, (1, 3))
+        assert not without_gradient(config, 2, (1,)) or not plain_trains(CASES[case][0], 2, (1,))
 
 
 def train(rank, meeting, choices):

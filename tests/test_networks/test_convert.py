@@ -1,11 +1,17 @@
 """One verb for all methods, against the layers that it puts in and a method of the test's own."""
 
 import inspect
+import re
 from dataclasses import fields
 
+import mmcv.ops  # noqa: F401
+import mmdet.models  # noqa: F401
 import pytest
 import torch
+from mmcv.cnn import build_conv_layer
+from timm.layers.std_conv import StdConv2d
 from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm
 from torchvision.models import resnet18
 from toy_method import Toy
 
@@ -72,6 +78,38 @@ def test_inputs_leave_the_stem_and_single_positions_plain(name):
     converted = mmkw.convert(network(), method, IMAGES)
     assert dynamic(converted) == ['2', '4']
     converted(IMAGES)
+
+
+SPECIAL = {
+    'ConvWS': lambda: build_conv_layer(dict(type='ConvWS'), 8, 8, 3, padding=1),
+    'ConvAWS': lambda: build_conv_layer(dict(type='ConvAWS'), 8, 8, 3, padding=1),
+    'SAC': lambda: build_conv_layer(dict(type='SAC', use_deform=True), 8, 8, 3, padding=1),
+    'BiT': lambda: StdConv2d(8, 8, 3, padding=1),
+    'parametrized spectral norm': lambda: parametrizations.spectral_norm(nn.Conv2d(8, 8, 3)),
+    'parametrized weight norm': lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 3)),
+    'spectral norm': lambda: spectral_norm(nn.Conv2d(8, 8, 3)),
+    'pruned': lambda: prune.random_unstructured(nn.Conv2d(8, 8, 3), 'weight', 0.5),
+}
+
+
+@pytest.mark.parametrize('inputs', [None, IMAGES], ids=['', 'inputs'])
+@pytest.mark.parametrize('method', [mmkw.ODConv(), mmkw.KernelWarehouse(max_attention=10)])
+@pytest.mark.parametrize('special', SPECIAL)
+def test_layers_that_compute_something_else_stay_plain(special, method, inputs):
+    """By themselves, with the reason; named, they are refused."""
+    module = nn.Sequential(
+        nn.Conv2d(4, 8, 3), SPECIAL[special](), *(nn.Conv2d(8, 8, 3) for _ in range(2))
+    )
+    before = module[1]
+    with pytest.raises(ValueError, match="layer '1' is a"):
+        mmkw.convert(module, method, inputs, layers=['1'])
+    table = str(mmkw.plan(module, method, inputs))
+    assert re.search(
+        '(is no plain convolution or linear layer|computed from others): 1$', table, re.M
+    )
+    mmkw.convert(module, method, inputs)
+    assert module[1] is before
+    assert not isinstance(before, DynamicLayer) and isinstance(module[2], DynamicLayer)
 
 
 def test_patterns():

@@ -13,9 +13,10 @@ from torch import nn
 
 from ...arguments import check_names, checks_arguments_of
 from ...networks import NetworkPlan, make_plan, plan_network
-from ...networks.plan import WarehouseConfig, apply_plan
+from ...networks.plan import WarehouseConfig
 from ...networks.plan import freeze_idle_warehouses as freeze_idle
 from ..attention_norms import options_from_config
+from .base import apply_backbone_plan
 from .conv_types import naming_conv_types
 from .initial_weights import initialised_copy
 from .layer_depth import WarehouseDepths
@@ -87,7 +88,7 @@ def build_kw_backbone(
     network = build_plain(backbone)
     network_plan = backbone_plan(network, warehouse, plan, input_shape)
     print_log(str(network_plan), logger='current')
-    apply_plan(network, network_plan, freeze_idle_warehouses)
+    apply_backbone_plan(network, network_plan, freeze_idle_warehouses)
     record_starts(network)
     if hasattr(type(network), 'get_layer_depth'):
         network.get_layer_depth = WarehouseDepths(network)

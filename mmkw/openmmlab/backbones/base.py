@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from mmpretrain.models.backbones.base_backbone import BaseBackbone
+import warnings
 
-from ...networks.plan import freeze_idle_warehouses
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from torch import nn
+
+from ...networks.plan import Plan, apply_plan, freeze_idle_warehouses
 from .conv_types import naming_conv_types
 from .layer_depth import name_by_depth
 from .start_record import record_starts
@@ -46,3 +49,25 @@ class WarehouseBackbone(BaseBackbone):
                 f'backbone says nothing about the depth of its layers'
             )
         return super().get_layer_depth(name_by_depth(self, param_name, prefix), prefix)
+
+
+def apply_backbone_plan(network: nn.Module, plan: Plan, freeze_idle: bool) -> None:
+    """Apply a plan to a backbone, see :func:`~mmkw.networks.plan.apply_plan`.
+
+    Warns where cells would train, but no output depends on them: those of stages that are frozen
+    and come after the last output, with ``freeze_idle=False``.
+    """
+    apply_plan(network, plan, freeze_idle)
+    frozen, outputs = (getattr(network, name, None) for name in ('frozen_stages', 'out_indices'))
+    if freeze_idle or not isinstance(frozen, int) or not isinstance(outputs, (list, tuple)):
+        return
+    # Stages are counted from 1 to be frozen, and from 0 to be outputs.
+    if frozen > max(outputs) + 1:
+        warnings.warn(
+            f'{type(network).__name__} has frozen_stages={frozen} and out_indices={outputs!r}: '
+            f'with freeze_idle_warehouses=False the cells of the stages after the last output are '
+            f'trained, but get no gradient. Distributed training then stops, unless the config has '
+            f'find_unused_parameters=True. Set freeze_idle_warehouses=True, or build no stages '
+            f'after the last output (num_stages={max(outputs) + 1} in a ResNet)',
+            stacklevel=3,
+        )

@@ -12,9 +12,9 @@ from ...arguments import checks_arguments, is_whole_number
 from ...methods.kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ...methods.kernel_warehouse.partition import Ratio, as_fraction
 from ...methods.loaded import tensor_of
-from ...networks.plan import Plan, WarehouseConfig, apply_plan
+from ...networks.plan import Plan, WarehouseConfig
 from ..attention_norms import attention_from_config
-from .base import WarehouseBackbone
+from .base import WarehouseBackbone, apply_backbone_plan
 
 
 @MODELS.register_module()
@@ -66,7 +66,7 @@ class KWConvNeXt(WarehouseBackbone, ConvNeXt):
         if budget is None:
             return
         plan = convnext_plan(self, budget, blocks_per_warehouse, attention)
-        apply_plan(self, plan, freeze_idle_warehouses)
+        apply_backbone_plan(self, plan, freeze_idle_warehouses)
         for stage in self.stages:
             for block in stage:
                 if block.gamma is not None:

@@ -12,9 +12,9 @@ from torch import nn
 from ...arguments import checks_arguments
 from ...methods.kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ...methods.kernel_warehouse.partition import Ratio, as_fraction
-from ...networks.plan import Plan, WarehouseConfig, apply_plan
+from ...networks.plan import Plan, WarehouseConfig
 from ..attention_norms import attention_from_config
-from .base import WarehouseBackbone
+from .base import WarehouseBackbone, apply_backbone_plan
 
 # The stage of each group of blocks, layer1 to layer7; the last convolution belongs to the last.
 _STAGES = (1, 2, 3, 4, 5, 6, 6)
@@ -63,7 +63,7 @@ class KWMobileNetV2(WarehouseBackbone, MobileNetV2):
         self._freeze_stages()
         if budget is not None:
             plan = mobilenet_v2_plan(self, budget, attention)
-            apply_plan(self, plan, freeze_idle_warehouses)
+            apply_backbone_plan(self, plan, freeze_idle_warehouses)
 
 
 def mobilenet_v2_plan(

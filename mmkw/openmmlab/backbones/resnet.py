@@ -14,10 +14,10 @@ from torch import nn
 from ...arguments import checks_arguments
 from ...methods.kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ...methods.kernel_warehouse.partition import CellRatio, Ratio, as_fraction
-from ...networks.plan import Plan, WarehouseConfig, apply_plan
+from ...networks.plan import Plan, WarehouseConfig
 from ...networks.replacing import kernel_shape_of
 from ..attention_norms import attention_from_config
-from .base import WarehouseBackbone
+from .base import WarehouseBackbone, apply_backbone_plan
 
 # What mmdet.ResNet and mmseg.ResNet take and KWResNet does not, with the fix for those who use it.
 _PLAIN_ONLY = {
@@ -132,7 +132,7 @@ class KWResNet(WarehouseBackbone, ResNet):
             allocation=allocation,
             attention=attention,
         )
-        apply_plan(self, plan, freeze_idle_warehouses)
+        apply_backbone_plan(self, plan, freeze_idle_warehouses)
 
 
 def resnet_plan(network: ResNet, sharing: str = 'stage', **options) -> Plan:

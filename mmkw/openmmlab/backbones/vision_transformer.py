@@ -11,9 +11,9 @@ from ...arguments import checks_arguments, is_whole_number
 from ...methods.kernel_warehouse.attention import AttentionConfig, AttentionOptions
 from ...methods.kernel_warehouse.partition import CellRatio, Ratio, as_fraction
 from ...methods.loaded import tensor_of
-from ...networks.plan import Plan, WarehouseConfig, apply_plan
+from ...networks.plan import Plan, WarehouseConfig
 from ..attention_norms import attention_from_config
-from .base import WarehouseBackbone
+from .base import WarehouseBackbone, apply_backbone_plan
 
 
 @MODELS.register_module()
@@ -84,7 +84,7 @@ class KWVisionTransformer(WarehouseBackbone, VisionTransformer):
             plan = vision_transformer_plan(
                 self, budget, blocks_per_warehouse, cell_ratio, attention
             )
-            apply_plan(self, plan, freeze_idle_warehouses)
+            apply_backbone_plan(self, plan, freeze_idle_warehouses)
 
     def train(self, mode: bool = True) -> KWVisionTransformer:
         """Set the mode, keeping frozen layers in evaluation mode."""
