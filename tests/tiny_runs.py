@@ -13,6 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import save_checkpoint
 
 import mmkw
 from mmkw.checkpoints import load_checkpoint
@@ -180,6 +183,27 @@ def write_detection_data(folder):
         )
     content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='box')])
     (folder / 'scenes.json').write_text(json.dumps(content))
+
+
+def write_tiny(folder):
+    """Configs and data: tiny.py, a classifier, and detector.py."""
+    write_classification_data(folder / 'images' / 'train')
+    write_detection_data(folder)
+    (folder / 'tiny.py').write_text(CLASSIFIER)
+    (folder / 'detector.py').write_text(DETECTOR)
+    return folder
+
+
+def write_random_model(config_file, checkpoint, temperature=None, **meta):
+    """A checkpoint of the model of a config as it starts with seed 0."""
+    config = Config.fromfile(config_file)
+    init_default_scope(config.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    if temperature is not None:
+        model.init_weights()
+        mmkw.set_temperature(model, temperature)
+    save_checkpoint(dict(state_dict=model.state_dict(), meta=meta), str(checkpoint))
 
 
 def environment(folder, **more):

@@ -5,10 +5,8 @@ from functools import partial
 import pytest
 import torch
 from fitted_norms import fit_norms
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import save_checkpoint
-from tiny_runs import CLASSIFIER, DETECTOR, load_tool, refused
+from tiny_runs import CLASSIFIER, DETECTOR, load_tool, refused, write_random_model
 from torch import nn
 
 from mmkw import CondConv2d, DYConv2d, KWConv2d, ODConv2d, fold_attentions, set_temperature
@@ -68,15 +66,6 @@ def test_folded_attentions():
     check(network, [(1, 8, 9, 9), (5, 8, 12, 9)])
 
 
-def write(folder, text):
-    (folder / 'config.py').write_text(text)
-    config = Config.fromfile(folder / 'config.py')
-    init_default_scope(config.default_scope)
-    torch.manual_seed(0)
-    model = MODELS.build(config.model)
-    save_checkpoint(dict(state_dict=model.state_dict()), str(folder / 'model.pth'))
-
-
 # Dynamic layers take seconds each to export.
 ONE_LAYER = """
 model['backbone'] = dict(
@@ -94,7 +83,8 @@ model['head']['in_channels'] = 16
 
 def test_tool_exports_a_classifier(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, CLASSIFIER + ONE_LAYER)
+    (tmp_path / 'config.py').write_text(CLASSIFIER + ONE_LAYER)
+    write_random_model('config.py', 'model.pth')
     load_tool('deployment/export_onnx').main(
         ['config.py', 'model.pth', 'model.onnx', '--shape', '32']
     )
@@ -114,7 +104,8 @@ def test_tool_exports_a_classifier(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_tool_exports_backbone_and_neck_of_a_detector(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, DETECTOR)
+    (tmp_path / 'config.py').write_text(DETECTOR)
+    write_random_model('config.py', 'model.pth')
     load_tool('deployment/export_onnx').main(
         ['config.py', 'model.pth', 'model.onnx', '--shape', '96']
     )

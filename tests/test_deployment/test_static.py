@@ -8,15 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import save_checkpoint
-from tiny_runs import (
-    CLASSIFIER,
-    DETECTOR,
-    load_tool,
-    refused,
-    write_classification_data,
-    write_detection_data,
-)
+from tiny_runs import CLASSIFIER, load_tool, refused, write_random_model, write_tiny
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -289,18 +281,6 @@ def test_refused_networks():
         load_static(nn.Sequential(nn.Conv2d(3, 8, 3)), dynamic, kernels)
 
 
-def write(folder, text, temperature):
-    (folder / 'config.py').write_text(text)
-    config = Config.fromfile(folder / 'config.py')
-    init_default_scope(config.default_scope)
-    torch.manual_seed(0)
-    model = MODELS.build(config.model)
-    model.init_weights()
-    mmkw.set_temperature(model, temperature)
-    meta = dict(dataset_meta=dict(classes=('dark', 'bright')))
-    save_checkpoint(dict(state_dict=model.state_dict(), meta=meta), str(folder / 'model.pth'))
-
-
 def predictions(*args):
     load_tool('test').main([*args, '--work-dir=work', '--out=out.pkl'])
     with open('out.pkl', 'rb') as file:
@@ -309,19 +289,19 @@ def predictions(*args):
 
 @pytest.fixture
 def to_static(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(write_tiny(tmp_path))
 
-    def to_static(*args):
-        load_tool('deployment/to_static').main(['config.py', 'model.pth', *args, '--work-dir=work'])
+    def to_static(config, *args):
+        load_tool('deployment/to_static').main([config, 'model.pth', *args, '--work-dir=work'])
         return capsys.readouterr().out
 
     return to_static
 
 
 def test_tool(to_static, tmp_path):
-    write_classification_data(tmp_path / 'images' / 'train')
-    write(tmp_path, CLASSIFIER, temperature=0)
-    shown = to_static('matched.pth', '--num-images=9')
+    names = dict(classes=('dark', 'bright'))
+    write_random_model('tiny.py', 'model.pth', temperature=0, dataset_meta=names)
+    shown = to_static('tiny.py', 'matched.pth', '--num-images=9')
     assert 'averaging the kernels over 2 batches' in shown
     assert '20 batch norms have new statistics' in shown
     scores = r'accuracy/top1\n  dynamic +\S+\n  static +\S+\n  static, norms matched +\S+\n$'
@@ -329,7 +309,7 @@ def test_tool(to_static, tmp_path):
 
     for name in ('static.pth', 'static.py'):
         (tmp_path / name).write_text('of an earlier run')
-    assert 'accuracy' not in to_static('static.pth', '--keep-norms', '--no-test')
+    assert 'accuracy' not in to_static('tiny.py', 'static.pth', '--keep-norms', '--no-test')
     matched, static = (
         torch.load(f'{name}.pth', weights_only=True) for name in ('matched', 'static')
     )
@@ -345,8 +325,8 @@ def test_tool(to_static, tmp_path):
         if name.endswith('temperature'):
             value.fill_(1)
     torch.save(model, 'model.pth')
-    to_static('exact.pth', '--no-test')
-    before, after = predictions('config.py', 'model.pth'), predictions('exact.py', 'exact.pth')
+    to_static('tiny.py', 'exact.pth', '--no-test')
+    before, after = predictions('tiny.py', 'model.pth'), predictions('exact.py', 'exact.pth')
     assert len(before) == 16
     for one, other in zip(before, after):
         torch.testing.assert_close(other['pred_score'], one['pred_score'])
@@ -354,7 +334,8 @@ def test_tool(to_static, tmp_path):
 
 def test_refused_by_the_tool(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, CLASSIFIER, temperature=1)
+    (tmp_path / 'config.py').write_text(CLASSIFIER)
+    write_random_model('config.py', 'model.pth', temperature=1)
     tool = load_tool('deployment/to_static')
     line = refused(tool, 'config.py', 'model.pth', 'config.pth')
     assert 'cannot write config.py: the tool reads this file; name another one' in line
@@ -374,12 +355,11 @@ def test_refused_by_the_tool(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_tool_with_a_detector(to_static, tmp_path):
-    write_detection_data(tmp_path)
-    write(tmp_path, DETECTOR, temperature=1)
-    shown = to_static('static.safetensors', '--split=test')
+    write_random_model('detector.py', 'model.pth', temperature=1)
+    shown = to_static('detector.py', 'static.safetensors', '--split=test')
     table = r'coco/bbox_mAP_50\n  dynamic +(\S+)\n  static +\S+\n  static, norms matched +(\S+)'
     assert len(set(re.search(table, shown).groups())) == 1
-    before = predictions('config.py', 'model.pth')
+    before = predictions('detector.py', 'model.pth')
     after = predictions('static.py', 'static.safetensors')
     for one, other in zip(before, after):
         boxes = (found['pred_instances']['bboxes'] for found in (other, one))

@@ -2,19 +2,12 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from by_hand import ATTENTION_FUNCTIONS, convolve, warehouse_kernels
 from torch import nn
 
 from mmkw.methods import DYConv2d, ODConv2d, set_temperature
 from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear, fold_attentions, partition_kernels
 from mmkw.openmmlab.backbones import KWMobileNetV2, KWResNet
-
-FUNCTIONS = {
-    'caf': lambda z: z / (sum(abs(v) for v in z) + 1e-3),
-    'softmax': lambda z: torch.exp(z) / sum(torch.exp(v) for v in z),
-    'sigmoid': lambda z: 1 / (1 + torch.exp(-z)),
-    'nonnegative': lambda z: z.clamp(min=0) / (sum(abs(v) for v in z) + 1e-3),
-}
 
 
 def make(kind=KWConv2d, *args, temperature=0.3, **options):
@@ -30,33 +23,26 @@ def images(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def kernel_by_hand(layer, alpha):
-    """A kernel of cells of 8 x 8 channels: one mixture at each of 9 positions."""
-    mixtures = [sum(a * c for a, c in zip(row, layer.warehouse.cells)) for row in alpha]
-    return torch.stack(mixtures, -1).view(layer.kernel_shape)
+# Tables 6, 8 and 9: attention functions, scopes and allocations
 
 
-# Table 8
-
-
-@pytest.mark.parametrize('function', FUNCTIONS)
-def test_attention_functions(function):
-    """The zero cell is among the logits, and then dropped; all keep the temperature's term."""
-    layer = make(attention=dict(function=function))
+@pytest.mark.parametrize('temperature', [0.3, 1])
+@pytest.mark.parametrize(
+    'options',
+    [
+        *(dict(attention=dict(function=function)) for function in ATTENTION_FUNCTIONS),
+        dict(budget=2, attention=dict(scope='mixture')),
+        dict(allocation='all_to_one'),
+        dict(budget=2, allocation='several_to_one'),
+        dict(kernel_size=(1, 2), budget=1 / 2, allocation='one_to_two'),
+        dict(allocation='none'),
+    ],
+    ids=str,
+)
+def test_kernels_equal_the_equations(options, temperature):
+    layer = make(KWConv2d, 8, 8, **{'kernel_size': 3, **options}, temperature=temperature)
     pooled = images(2, 8)
-    logits = layer.attention.fc2(layer.attention.hidden(pooled)).view(2, 9, 10)
-    for kernel, rows in zip(layer.sample_kernels(pooled), logits):
-        alpha = torch.stack([FUNCTIONS[function](z)[:-1] for z in rows])
-        alpha = 0.7 * alpha + 0.3 * torch.eye(9, dtype=torch.float64)
-        torch.testing.assert_close(kernel, kernel_by_hand(layer, alpha))
-
-
-@pytest.mark.parametrize('function', FUNCTIONS)
-def test_temperature_1_gives_the_initial_mixtures(function):
-    layer = make(attention=dict(function=function), temperature=1)
-    kernels = layer.sample_kernels(images(2, 8))
-    expected = kernel_by_hand(layer, torch.eye(9, dtype=torch.float64))
-    assert torch.equal(kernels, expected.expand_as(kernels))
+    torch.testing.assert_close(layer.sample_kernels(pooled), warehouse_kernels(layer, pooled))
 
 
 @pytest.mark.parametrize('function', ['softmax', 'caf'])
@@ -102,22 +88,6 @@ def test_allocations_by_hand():
     assert beta(TWO, allocation='none') == [[], []]
 
 
-@pytest.mark.parametrize(
-    ('allocation', 'budget', 'alpha'),
-    [
-        ('all_to_one', 1, [[1, 1], [1, 1]]),
-        ('several_to_one', 2, [[1, 1, 0, 0], [0, 0, 1, 1]]),
-        ('one_to_two', 1 / 2, [[1], [1]]),
-    ],
-)
-def test_kernels_at_temperature_1(allocation, budget, alpha):
-    options = dict(budget=budget, allocation=allocation, cell_ratio=1, temperature=1)
-    layer = make(KWConv2d, 8, 8, (1, 2), **options)
-    kernels = layer.sample_kernels(images(2, 8))
-    expected = kernel_by_hand(layer, torch.tensor(alpha, dtype=torch.float64))
-    torch.testing.assert_close(kernels, expected.expand_as(kernels))
-
-
 def test_without_allocation_the_temperature_has_no_effect():
     layer = make(KWLinear, 8, 8, allocation='none', temperature=1)
     x = images(3, 8)
@@ -127,18 +97,6 @@ def test_without_allocation_the_temperature_has_no_effect():
 
 
 # Tables 5 to 7
-
-
-def test_mixtures_that_share_no_cells():
-    layer = make(budget=2, attention=dict(scope='mixture'))
-    pooled = images(2, 8)
-    logits = layer.attention.fc2(layer.attention.hidden(pooled)).view(2, 9, 3)
-    for kernel, rows in zip(layer.sample_kernels(pooled), logits):
-        alpha = torch.zeros(9, 18, dtype=torch.float64)
-        for i, z in enumerate(rows):
-            alpha[i, 2 * i : 2 * i + 2] = 0.7 * FUNCTIONS['caf'](z)[:2]
-            alpha[i, 2 * i] += 0.3
-        torch.testing.assert_close(kernel, kernel_by_hand(layer, alpha))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +134,7 @@ def test_caf_of_kernels(kind):
         factors = attention(pooled)
         torch.testing.assert_close(factors.channel, attention.channel_fc(hidden).sigmoid())
     first = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
-    alpha = torch.stack([0.7 * FUNCTIONS['caf'](z) + 0.3 * first for z in logits])
+    alpha = torch.stack([0.7 * ATTENTION_FUNCTIONS['caf'](z) + 0.3 * first for z in logits])
     torch.testing.assert_close(layer.mix(pooled).coefficients[:, 0], alpha)
     set_temperature(layer, 1)
     assert torch.equal(layer.mix(pooled).coefficients[:, 0], first.expand(2, 4))
@@ -200,14 +158,10 @@ def test_heads_of_od_conv(options):
         assert layer.kernel_size == (1, 1)
     else:
         kernels = kernels * attention.spatial_fc(hidden).sigmoid().view(3, 1, 1, 3, 3)
-    expected = [
-        F.conv2d((s * c[:, None, None])[None], k, groups=layer.groups)[0] * f[:, None, None]
-        for s, c, k, f in zip(x, channel, kernels, filters)
-    ]
-    bias = layer.bias.view(-1, 1, 1)
-    torch.testing.assert_close(layer(x), torch.stack(expected) + bias)
-    expected = [F.conv2d(s[None], k, groups=layer.groups)[0] for s, k in zip(x, layer.kernels(x))]
-    torch.testing.assert_close(layer(x), torch.stack(expected) + bias)
+    geometry, bias = dict(groups=layer.groups), layer.bias.view(-1, 1, 1)
+    expected = convolve(x * channel[..., None, None], kernels, geometry) * filters[..., None, None]
+    torch.testing.assert_close(layer(x), expected + bias)
+    torch.testing.assert_close(layer(x), convolve(x, layer.kernels(x), geometry) + bias)
 
 
 def test_parameters_with_heads_of_od_conv():
@@ -222,6 +176,9 @@ def test_parameters_with_heads_of_od_conv():
 @pytest.mark.parametrize(
     ('make_it', 'message'),
     [
+        (lambda: KWConv2d(8, 8, 1, budget=0.3), 'budget 3/10 leaves no whole'),
+        (lambda: KWConv2d(8, 8, 1, attention=dict(reduction=-1)), 'reduction must be a positive'),
+        (lambda: KWConv2d(8, 8, 1, attention=dict(norm_layer='Norm')), "must be .* 'Norm'"),
         (lambda: KWConv2d(8, 8, 1, attention=dict(function='relu')), "function .* got 'relu'"),
         (lambda: DYConv2d(8, 8, 1, function='sigmoid'), "softmax, caf, but got 'sigmoid'"),
         (lambda: KWConv2d(8, 8, 1, attention=dict(scope='cell')), "scope .* got 'cell'"),

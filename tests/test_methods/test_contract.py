@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from by_hand import (
     dcd,
     dy_conv,
     fd_conv,
+    gradients,
     kernel_warehouse,
     od_conv,
     weight_net,
@@ -58,6 +60,9 @@ every_method = pytest.mark.parametrize('method', METHODS)
 # DCD has no kernel for each sample; CGC and WeightNet have one that is not mixed from a few.
 UNMIXED = {'DCDConv2d', 'CGConv2d', 'WeightNetConv2d'}
 kernel_method = pytest.mark.parametrize('method', sorted(METHODS.keys() - {'DCDConv2d'}))
+annealed_method = pytest.mark.parametrize(
+    'method', [name for name, method in METHODS.items() if method.temperature_range is not None]
+)
 mixing_method = pytest.mark.parametrize('method', sorted(METHODS.keys() - UNMIXED))
 
 
@@ -76,15 +81,6 @@ def make(method, in_channels=8, out_channels=8, dtype=torch.float64, **options):
 
 def random_input(*shape, dtype=torch.float64):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
-
-
-def gradients(layer, x, forward):
-    x = x.clone().requires_grad_()
-    y = forward(x)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
-    parameters = dict(layer.named_parameters())
-    found = torch.autograd.grad((y * weights).sum(), [x, *parameters.values()], allow_unused=True)
-    return y.detach(), dict(zip(['x', *parameters], found))
 
 
 def refusal(method, geometry):
@@ -116,10 +112,8 @@ def test_equals_its_equations(method, training, geometry):
         y = EQUATIONS[METHODS[method].__name__](layer, x, dict(plain, groups=layer.groups))
         return y + layer.bias.view(-1, 1, 1)
 
-    y, found = gradients(layer, x, layer)
-    expected_y, expected = gradients(layer, x, by_hand)
-    torch.testing.assert_close(y, expected_y, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    expected = gradients(layer, x, by_hand)
+    torch.testing.assert_close(gradients(layer, x, layer), expected, rtol=1e-8, atol=1e-9)
 
 
 @every_method
@@ -140,6 +134,39 @@ def test_kernels_are_those_that_it_convolves_with(method):
     assert kernels.shape == (3, *layer.kernel_shape)
     expected = convolve(x, kernels, dict(stride=2, padding=1, groups=groups))
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize('mode', ['reflect', 'replicate', 'circular'])
+@kernel_method
+def test_padding_modes(method, mode):
+    layer = make(method, bias=False, kernel_size=3, padding=(1, 2), padding_mode=mode).eval()
+    x = random_input(2, 8, 5, 6)
+    expected = convolve(F.pad(x, (2, 2, 1, 1), mode), layer.kernels(x), {})
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    ('size', 'options'),
+    [
+        ((2, 2), dict(kernel_size=3)),
+        ((1, 5), dict(kernel_size=3)),
+        ((2, 9), dict(kernel_size=3, dilation=2)),
+        ((0, 5), dict(kernel_size=1)),
+        ((0, 5), dict(kernel_size=3, padding=2)),
+    ],
+    ids=str,
+)
+@kernel_method
+def test_image_smaller_than_the_kernel(method, size, options):
+    """An error where the plain layer has one; it names sizes."""
+    layer, plain = make(method, **options), nn.Conv2d(8, 8, **options).double()
+    with pytest.raises(RuntimeError):
+        plain(random_input(2, 8, *size))
+    message = rf'{method} cannot convolve an input of size \({size[0]}, {size[1]}\).*larger images'
+    with pytest.raises(RuntimeError, match=message):
+        layer(random_input(2, 8, *size))
+    fitting = random_input(2, 8, 5, 5)
+    assert layer(fitting).shape == plain(fitting).shape
 
 
 @every_method
@@ -175,11 +202,15 @@ def test_batch_of_one_equals_its_place_in_a_batch(method):
 
 @pytest.mark.parametrize('method', ['ODConv2d', 'KWConv2d'])
 def test_batch_of_one_in_training_takes_running_statistics(method):
+    """As in evaluation, and they stay as they are."""
     layer = make(method, **CONV)
     layer(random_input(4, 8, 6, 6))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
     x = random_input(1, 8, 6, 6)
     y = layer(x)
     y.sum().backward()
+    assert layer.attention.norm.weight.grad.any()
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     torch.testing.assert_close(y, layer.eval()(x))
 
 
@@ -208,15 +239,16 @@ def test_autocast(method):
     assert {p.grad.dtype for p in layer.parameters() if p.grad is not None} == {torch.float32}
 
 
+@pytest.mark.usefixtures('blocks')
 @every_method
 def test_channels_last(method):
     layer = make(method, **CONV).eval()
     x = random_input(3, 8, 16, 16)
-    expected = layer(x)
+    expected = gradients(layer, x, layer)
     layer.to(memory_format=torch.channels_last)
-    y = layer(x.to(memory_format=torch.channels_last))
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(y, expected)
+    x = x.to(memory_format=torch.channels_last)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(gradients(layer, x, layer), expected)
 
 
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
@@ -245,19 +277,43 @@ def test_state_dict_round_trip(method):
     torch.testing.assert_close(target.eval()(x), source.eval()(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('method', ['ODConv2d', 'DYConv2d', 'KWConv2d'])
+def with_temperature(layer, value, dtype=torch.float32):
+    """Its state dict, but for the temperature."""
+    state_dict = layer.state_dict()
+    (key,) = (key for key in state_dict if key.endswith('temperature'))
+    return {**state_dict, key: torch.tensor(value, dtype=dtype)}
+
+
+@pytest.mark.filterwarnings('ignore:for .*copying from a non-meta parameter')
+@annealed_method
 def test_temperature_outside_the_range_is_refused(method):
-    """When it is set, and when it is loaded."""
+    """When it is set, and when it is loaded in whatever way."""
     layer = make(method, **CONV)
-    wrong = {'KWConv2d': 1.5}.get(method, 0.5)
-    for value in (wrong, float('nan'), float('inf')):
-        with pytest.raises(ValueError, match='temperature must be .* but got'):
+    before = mmkw.get_temperature(layer)
+    allowed = METHODS[method].temperature_range
+    wrong = [allowed.low - 0.5, float('nan'), float('inf')]
+    wrong += [allowed.high + 0.5] * (allowed.high < float('inf'))
+    for value in (*wrong, '1', None, True):
+        with pytest.raises(ValueError, match=rf'temperature must be .* but got {value!r}'):
             mmkw.set_temperature(layer, value)
-        state_dict = layer.state_dict()
-        (key,) = (key for key in state_dict if key.endswith('temperature'))
-        state_dict[key] = torch.tensor(value)
-        with pytest.raises(ValueError, match=f'{key} of the checkpoint must be'):
-            layer.load_state_dict(state_dict)
+    for value, dtype in product(wrong, (torch.float32, torch.float64, torch.bfloat16)):
+        state_dict = with_temperature(layer, value, dtype)
+        for options in ({}, dict(strict=False), dict(assign=True)):
+            for target in (layer, make(method, **CONV).to('meta')):
+                with pytest.raises(ValueError, match='temperature of the checkpoint must be'):
+                    target.load_state_dict(state_dict, **options)
+    assert mmkw.get_temperature(layer) == before
+
+
+@annealed_method
+def test_loading_takes_temperatures_of_other_types_and_meta_tensors(method):
+    layer = make(method, **CONV)
+    layer.load_state_dict(with_temperature(layer, 1, torch.int64))
+    assert mmkw.get_temperature(layer) == 1
+    shell = make(method, **CONV).to('meta')
+    shell.load_state_dict(shell.state_dict(), assign=True)
+    shell.load_state_dict(layer.state_dict(), assign=True)
+    assert mmkw.get_temperature(shell) == 1
 
 
 @every_method

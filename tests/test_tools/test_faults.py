@@ -16,13 +16,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from tiny_runs import (
-    CLASSIFIER,
-    TOOLS,
-    assert_trained_as_one,
-    environment,
-    write_classification_data,
-)
+from tiny_runs import TOOLS, assert_trained_as_one, environment, write_tiny
 
 from mmkw.checkpoints import load_checkpoint
 
@@ -114,9 +108,7 @@ class Run:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('faults')
-    write_classification_data(folder / 'images' / 'train')
-    (folder / 'tiny.py').write_text(CLASSIFIER)
+    folder = write_tiny(tmp_path_factory.mktemp('faults'))
     (folder / 'long.py').write_text(CONFIG)
     (folder / 'cut_write.py').write_text(CUT_WRITE)
     return folder

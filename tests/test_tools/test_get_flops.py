@@ -5,14 +5,12 @@ import json
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from tiny_runs import CLASSIFIER, DETECTOR, load_tool, refused
+from tiny_runs import load_tool, refused, write_tiny
 
 
 @pytest.fixture
 def count(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'tiny.py').write_text(CLASSIFIER)
-    (tmp_path / 'detector.py').write_text(DETECTOR)
+    monkeypatch.chdir(write_tiny(tmp_path))
 
     def count(*args):
         load_tool('analysis_tools/get_flops').main(list(args))

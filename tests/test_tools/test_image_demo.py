@@ -6,29 +6,15 @@ import cv2
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from tiny_runs import (
-    CLASSIFIER,
-    DETECTOR,
-    load_tool,
-    refused,
-    write_classification_data,
-    write_detection_data,
-)
+from mmengine.registry import MODELS
+from tiny_runs import load_tool, refused, weights, write_random_model, write_tiny
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('images')
-    write_classification_data(folder / 'images' / 'train')
-    write_detection_data(folder)
-    for name, text in (('tiny', CLASSIFIER), ('detector', DETECTOR)):
-        path = folder / f'{name}.py'
-        path.write_text(text)
-        config = Config.fromfile(path)
-        init_default_scope(config.default_scope)
-        torch.manual_seed(0)
-        torch.save(MODELS.build(config.model).state_dict(), folder / f'{name}.pth')
+    folder = write_tiny(tmp_path_factory.mktemp('images'))
+    for name in ('tiny', 'detector'):
+        write_random_model(folder / f'{name}.py', folder / f'{name}.pth')
     return folder
 
 
@@ -53,7 +39,7 @@ def test_classifier(look, folder):
     assert sum(float(score) for score, _ in rows) == pytest.approx(1, abs=2e-3)
 
     model = MODELS.build(dict(Config.fromfile('tiny.py').model, _scope_='mmpretrain')).eval()
-    model.load_state_dict(torch.load('tiny.pth', weights_only=True))
+    model.load_state_dict(weights('tiny.pth'))
     pixels = torch.from_numpy(cv2.imread(image)).permute(2, 0, 1)[None].float()
     with torch.no_grad():
         scores = model((pixels - 127.5) / 64, mode='tensor').softmax(1)[0]

@@ -6,15 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_runs import CLASSIFIER, load_tool, refused, write_classification_data
+from tiny_runs import load_tool, refused, write_tiny
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('errors')
-    write_classification_data(folder / 'images' / 'train')
-    (folder / 'tiny.py').write_text(CLASSIFIER)
-    return folder
+    return write_tiny(tmp_path_factory.mktemp('errors'))
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +75,7 @@ def test_traceback_is_in_the_log_file_or_shown_with_debug(capsys):
 
 def test_error_of_a_data_loaders_worker(tmp_path):
     """The file is named, not only the frames of the traceback that the worker sends."""
-    write_classification_data(tmp_path / 'images' / 'train')
-    (tmp_path / 'tiny.py').write_text(CLASSIFIER)
+    write_tiny(tmp_path)
     image = next((tmp_path / 'images' / 'train').rglob('*.png'))
     image.write_bytes(b'none')
     workers = ['--cfg-options', 'train_dataloader.num_workers=1']

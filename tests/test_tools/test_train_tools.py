@@ -12,9 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import MODELS
 from tiny_runs import (
-    CLASSIFIER,
-    DETECTOR,
     ROOT,
     TOOLS,
     assert_trained_alike,
@@ -25,8 +24,8 @@ from tiny_runs import (
     run,
     scalars,
     weights,
-    write_classification_data,
-    write_detection_data,
+    write_random_model,
+    write_tiny,
 )
 
 import mmkw
@@ -54,13 +53,9 @@ class PowerCut(Hook):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('tools')
-    write_classification_data(folder / 'images' / 'train')
-    write_detection_data(folder)
-    (folder / 'tiny.py').write_text(CLASSIFIER)
+    folder = write_tiny(tmp_path_factory.mktemp('tools'))
     (folder / 'interrupted.py').write_text(INTERRUPTED)
     (folder / 'power_cut.py').write_text(POWER_CUT)
-    (folder / 'detector.py').write_text(DETECTOR)
     return folder
 
 
@@ -154,15 +149,6 @@ def test_interrupted_training_resumes_exactly(folder, single, monkeypatch):
     np.testing.assert_allclose([logged[step] for step in range(1, 9)], TEMPERATURES, atol=1e-12)
 
 
-def build(config):
-    """The model of a config file, in this process."""
-    from mmengine.registry import MODELS, init_default_scope
-
-    config = Config.fromfile(config)
-    init_default_scope(config.default_scope)
-    return MODELS.build(config.model).eval()
-
-
 @pytest.mark.slow
 def test_two_processes_test_like_one_model(folder, single):
     checkpoint = single / 'epoch_1.pth'
@@ -177,7 +163,8 @@ def test_two_processes_test_like_one_model(folder, single):
         '--work-dir=tested',
     )
     results = pickle.loads((folder / 'out' / 'predictions.pkl').read_bytes())
-    model = build(folder / 'tiny.py')
+    config = Config.fromfile(folder / 'tiny.py')
+    model = MODELS.build(dict(config.model, _scope_='mmpretrain')).eval()
     model.load_state_dict(weights(checkpoint))
     assert mmkw.get_temperature(model) == pytest.approx(4 / 6)
     assert len(results) == 16
@@ -194,8 +181,7 @@ def test_two_processes_test_like_one_model(folder, single):
 
 def test_detection(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    model = build(folder / 'detector.py')
-    torch.save(model.state_dict(), folder / 'detector.pth')
+    write_random_model('detector.py', 'detector.pth')
     options = ['--out=objects.pkl', '--show-dir=drawn', '--work-dir=detected']
     load_tool('test').main(['detector.py', 'detector.pth', *options])
     output = capsys.readouterr().out
@@ -211,11 +197,9 @@ def test_detection(folder, monkeypatch, capsys):
 
 def test_augmented_detection_is_of_boxes(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    torch.manual_seed(0)
-    torch.save(build(folder / 'detector.py').state_dict(), 'masks.pth')
-    load_tool('test').main(
-        ['detector.py', 'masks.pth', '--out=boxes.pkl', '--tta', '--work-dir=boxes']
-    )
+    write_random_model('detector.py', 'detector.pth')
+    options = ['--out=boxes.pkl', '--tta', '--work-dir=boxes']
+    load_tool('test').main(['detector.py', 'detector.pth', *options])
     output = capsys.readouterr().out
     assert 'coco/bbox_mAP' in output and 'segm' not in output.split('--tta tests boxes alone')[1]
     results = pickle.loads((folder / 'boxes.pkl').read_bytes())

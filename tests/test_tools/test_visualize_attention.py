@@ -5,30 +5,14 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from tiny_runs import (
-    CLASSIFIER,
-    DETECTOR,
-    load_tool,
-    refused,
-    write_classification_data,
-    write_detection_data,
-)
+from tiny_runs import load_tool, refused, write_random_model, write_tiny
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('attention')
-    write_classification_data(folder / 'images' / 'train')
-    write_detection_data(folder)
-    for name, text in (('tiny', CLASSIFIER), ('detector', DETECTOR)):
-        (folder / f'{name}.py').write_text(text)
-        config = Config.fromfile(folder / f'{name}.py')
-        init_default_scope(config.default_scope)
-        torch.manual_seed(0)
-        torch.save(MODELS.build(config.model).state_dict(), folder / f'{name}.pth')
+    folder = write_tiny(tmp_path_factory.mktemp('attention'))
+    for name in ('tiny', 'detector'):
+        write_random_model(folder / f'{name}.py', folder / f'{name}.pth')
     return folder
 
 

@@ -1,13 +1,28 @@
 """Each method written from its equations, sample by sample, from a layer's parameters alone."""
 
 import math
+from itertools import product
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+
+def gradients(module, x, forward):
+    """``forward(x)``, and the gradients of a projection of it for input and parameters."""
+    x = x.detach().clone().requires_grad_()
+    y = forward(x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    parameters = dict(module.named_parameters())
+    found = torch.autograd.grad((y * weights).sum(), [x, *parameters.values()], allow_unused=True)
+    return y.detach(), dict(zip(['x', *parameters], found))
 
 
 def norm(module, x):
-    """Batch norm over all but the second dimension."""
+    """Batch norm over all but the second dimension, or layer norm over the last one."""
+    if isinstance(module, nn.LayerNorm):
+        mean, var = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
+        return (x - mean) / (var + 1e-5).sqrt() * module.weight + module.bias
     dims = [d for d in range(x.dim()) if d != 1]
     shape = [1, -1] + [1] * (x.dim() - 2)
     mean, var = module.running_mean, module.running_var
@@ -18,7 +33,8 @@ def norm(module, x):
 
 
 def convolve(x, kernels, geometry):
-    return torch.stack([F.conv2d(s[None], k, **geometry)[0] for s, k in zip(x, kernels)])
+    conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
+    return torch.cat([conv(sample[None], k, **geometry) for sample, k in zip(x, kernels)])
 
 
 def affine(linear, x):
@@ -105,34 +121,64 @@ def weight_net(layer, x, geometry):
     return convolve(x, kernels.view(len(x), *layer.kernel_shape), geometry)
 
 
-def kernel_warehouse(layer, x, geometry):
-    a, p, tau = layer.attention, layer.partition, layer.warehouse.temperature
-    hidden = norm(a.norm, affine(a.fc1, x.mean((2, 3)))).clamp(min=0)
-    cells = layer.warehouse.cells
-    c_out, c_in = cells.shape[1:3]
-    _, out_groups, in_groups = p.grid
-    width = layer.kernel_shape[3]
+# Table 8; the first is Eq. 4.
+ATTENTION_FUNCTIONS = {
+    'caf': lambda z: z / (sum(abs(v) for v in z) + 1e-3),
+    'softmax': lambda z: torch.exp(z) / sum(torch.exp(v) for v in z),
+    'sigmoid': lambda z: 1 / (1 + torch.exp(-z)),
+    'nonnegative': lambda z: z.clamp(min=0) / (sum(abs(v) for v in z) + 1e-3),
+}
+
+
+def warehouse_logits(layer, pooled):
+    """Appendix A.3: those of each sample and mixture, the zero cell as the last."""
+    a, p = layer.attention, layer.partition
+    hidden = norm(a.norm, affine(a.fc1, pooled)).clamp(min=0)
+    logits = affine(a.fc2, hidden).view(len(pooled), p.num_mixtures, -1)
+    if a.fc3 is None:
+        return logits
+    own, others = logits[..., : p.num_own_cells], logits[..., p.num_own_cells : -1]
+    others = affine(a.fc3, others)
+    parts = (others[..., : p.first_cell], own, others[..., p.first_cell :], logits[..., -1:])
+    return torch.cat(parts, -1) + a.basis_bias.view(p.num_mixtures, -1)
+
+
+def warehouse_kernels(layer, pooled):
+    """Eqs. 2 to 4: every mixture at its place in every sample's kernel."""
+    p, cells = layer.partition, layer.warehouse.cells
+    function = ATTENTION_FUNCTIONS[layer.attention.function]
+    # Without an allocation, there is nothing to anneal from.
+    tau = layer.warehouse.temperature if p.initial_pairs else 0
+    beta = torch.zeros(p.num_mixtures, p.num_cells, dtype=cells.dtype)
+    for i, j in p.initial_pairs:
+        beta[i, j] = 1
+    out_channels, in_channels, *size = layer.kernel_shape
+    c_out, c_in, *cell_size = cells.shape[1:]
+    positions = product(*(range(0, k, s) for k, s in zip(size, cell_size)))
+    places = product(positions, range(0, out_channels, c_out), range(0, in_channels, c_in))
+    places = list(places)
+    assert len(places) == p.num_mixtures
     kernels = []
-    for logits in affine(a.fc2, hidden):
-        kernel = torch.zeros(layer.kernel_shape, dtype=x.dtype)
-        for i, z in enumerate(logits.chunk(p.num_mixtures)):
-            alpha = (1 - tau) * z / (z.abs().sum() + 1e-3)
-            if p.initial_cells[i] is not None:
-                alpha = alpha + tau * F.one_hot(torch.tensor(p.initial_cells[i]), len(z))
-            mixture = sum(w * cell for w, cell in zip(alpha, cells))[..., 0, 0]
-            position, row, column = (
-                i // (out_groups * in_groups), i // in_groups % out_groups, i % in_groups
-            )  # fmt: skip
+    for logits in warehouse_logits(layer, pooled):
+        kernel = cells.new_zeros(layer.kernel_shape)
+        for i, (z, (position, out, channel)) in enumerate(zip(logits, places)):
+            learned = function(z)[:-1]
+            # With a budget of b, the scope 'mixture' gives mixture i the cells from i b on.
+            first = 0 if len(learned) == p.num_cells else i * len(learned)
+            learned = F.pad(learned, (first, p.num_cells - first - len(learned)))
+            alpha = tau * beta[i] + (1 - tau) * learned
+            spatial = [slice(start, start + step) for start, step in zip(position, cell_size)]
             here = torch.zeros_like(kernel)
-            here[
-                row * c_out : (row + 1) * c_out,
-                column * c_in : (column + 1) * c_in,
-                position // width,
-                position % width,
-            ] = mixture
+            here[(slice(out, out + c_out), slice(channel, channel + c_in), *spatial)] = sum(
+                weight * cell for weight, cell in zip(alpha, cells)
+            )
             kernel = kernel + here
         kernels.append(kernel)
-    return convolve(x, kernels, geometry)
+    return torch.stack(kernels)
+
+
+def kernel_warehouse(layer, x, geometry):
+    return convolve(x, warehouse_kernels(layer, x.flatten(2).mean(2)), geometry)
 
 
 def fd_conv(layer, x, geometry):
