@@ -26,16 +26,19 @@ def tensor_of(state_dict: dict[str, Any], name: str) -> Tensor | None:
     return value
 
 
-def check_attention(attention: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+def check_attention(
+    attention: nn.Module, state_dict: dict[str, Any], prefix: str, with_first: bool = False
+) -> None:
     """Refuse a checkpoint whose attention has other options than that of the model.
 
-    First dimensions are not compared: where they differ, so do the kernels or cells, whose own
-    errors say more.
+    First dimensions are not compared by default: where they differ, so do the kernels or cells,
+    whose own errors say more.
 
     Args:
         attention: of the model.
         state_dict: of the checkpoint, which may hold none of the attention.
         prefix: of the attention's names in it.
+        with_first: whether first dimensions are compared, too.
 
     Raises:
         ValueError: if a tensor is missing, unknown or of another width. MMEngine loads
@@ -47,7 +50,8 @@ def check_attention(attention: nn.Module, state_dict: dict[str, Any], prefix: st
     expected = attention.state_dict(prefix=prefix)
     for name in {**expected, **found}:
         here, there = tensor_of(expected, name), tensor_of(found, name)
-        fits = here is not None and there is not None and here.shape[1:] == there.shape[1:]
+        fits = here is not None and there is not None and here.dim() == there.dim()
+        fits = fits and here.shape[not with_first :] == there.shape[not with_first :]
         if not fits and name.rpartition('.')[2] not in _OPTIONAL:
             raise ValueError(
                 f'{name} {_shape(there)} in the checkpoint, but {_shape(here)} in the model: the '

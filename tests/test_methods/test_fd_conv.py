@@ -1,19 +1,19 @@
 """FDConv against the authors' layer, and against a loop over frequencies."""
 
-import cmath
-import math
+import copy
 import zlib
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+from fd_conv_by_hand import fd_conv
 from golden import load_golden, make_input, make_tensor
 from torch import nn
 
 from mmkw.methods.fd_conv import (
-    BandModulation,
+    FDConv,
     FDConv2d,
-    band_masks,
     frequency_groups,
     frequency_order,
     spectrum_kernels,
@@ -116,161 +116,46 @@ def test_converted_layer_with_gates_of_one_is_the_plain_one():
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-3, atol=1e-4)
 
 
-def test_kernel_by_a_loop_over_frequencies():
-    """The inverse transform of weighted coefficients, one element and one frequency at a time."""
-    torch.manual_seed(0)
-    layer = FDConv2d(18, 18, 1, num_kernels=5, local_gate=False).double().eval()
-    pooled = torch.randn(2, 18, dtype=torch.float64)
-    gates = layer.KSM_Global(pooled)
-    groups = frequency_groups(18, 10, 5).view(18, 10)
-    weight = torch.view_as_complex(layer.dft_weight[0].detach())
-    expected = torch.zeros(2, 18, 18, dtype=torch.float64)
-    for n in range(2):
-        spectrum = [
-            [weight[i, j].item() * 9 * 5 * gates.kernel[n, groups[i, j]].item() for j in range(10)]
-            for i in range(18)
-        ]
-        for row in range(18):
-            partial = [
-                sum(spectrum[i][j] * cmath.exp(2j * math.pi * i * row / 18) for i in range(18)) / 18
-                for j in range(10)
-            ]
-            for column in range(18):
-                total = partial[0].real + partial[9].real * (-1) ** column
-                for j in range(1, 9):
-                    total += 2 * (partial[j] * cmath.exp(2j * math.pi * j * column / 18)).real
-                expected[n, row, column] = total / 18
-    expected = expected * gates.channel[:, None] * gates.filter[:, :, None]
-    torch.testing.assert_close(layer.sample_kernels(pooled).flatten(2), expected)
-
-
-def kernels_by_definition(layer, pooled, options):
-    """The kernels for the pooled input, by NumPy, without the local gate."""
-
-    def sigmoid(z):
-        return 1 / (1 + np.exp(-z))
-
-    state = {name: value.double().numpy() for name, value in layer.state_dict().items()}
-    copies, num = options.get('copies', 1), layer.num_kernels
-    size, (c_out, c_in) = layer.kernel_size[0], layer.kernel_shape[:2]
-    rows, columns, half = c_out * size, c_in * size, min(c_out, c_in) // 2
-    z = pooled.numpy() @ state['KSM_Global.fc.weight'][..., 0, 0].T
-    mean, var = state['KSM_Global.bn.running_mean'], state['KSM_Global.bn.running_var']
-    z = (z - mean) / np.sqrt(var + 1e-5)
-    z = z * state['KSM_Global.bn.weight'] + state['KSM_Global.bn.bias']
-    z = state['KSM_Global.relu.scale'] * np.maximum(z, 0) ** 2 + state['KSM_Global.relu.bias']
-
-    def logits(head, temperature):
-        weight = state[f'KSM_Global.{head}_fc.weight'][..., 0, 0]
-        return (z @ weight.T + state[f'KSM_Global.{head}_fc.bias']) / temperature
-
-    activation = options.get('activation', 'sigmoid')
-    kernel_temperature = options.get('kernel_temperature', 1.0)
-    if options.get('num_kernels', 64) is None:
-        kernel_temperature = math.sqrt(num * copies)
-    temperature = options.get('temperature', 1.0) or kernel_temperature
-    pi = logits('kernel', kernel_temperature)
-    if activation == 'softmax':
-        pi = np.exp(pi) / np.exp(pi).sum(1, keepdims=True)
-    else:
-        pi = (2 * sigmoid(pi) if activation == 'sigmoid' else 1 + np.tanh(pi)) / (num * copies)
-
-    if options.get('stores_kernel'):
-        matrix = state['weight'].transpose(0, 2, 1, 3).reshape(rows, columns)
-        spectra = np.repeat(np.fft.rfft2(matrix)[None] / half, copies, 0).reshape(copies, -1)
-    else:
-        weight = state['dft_weight']
-        spectra = (weight[..., 0] + 1j * weight[..., 1]).reshape(copies, -1)
-    order = frequency_order(rows, columns // 2 + 1).numpy()
-    kept = int(len(order) * options.get('kept', 1))
-    result = np.zeros((len(pi), len(order)), complex)
-    for rank, place in enumerate(order[:kept]):
-        source, alpha = (place, half * num * copies) if kept == len(order) else (rank, 1)
-        for copy in range(copies):
-            share = pi[:, copy * num + rank // (kept // num)]
-            result[:, place] += alpha * spectra[copy, source] * share
-    result = np.fft.ifft(result.reshape(-1, rows, columns // 2 + 1), axis=1)
-    kernels = np.fft.irfft(result, n=columns, axis=2)
-    kernels = kernels.reshape(-1, c_out, size, c_in, size).transpose(0, 1, 3, 2, 4)
-    if options.get('only_kernel_attention'):
-        return torch.from_numpy(kernels)
-    for head, shape in (
-        ('channel', (1, c_in, 1, 1)), ('filter', (c_out, 1, 1, 1)), ('spatial', (1, 1, size, size))
-    ):  # fmt: skip
-        if head != 'spatial' or size > 1:
-            values = logits(head, temperature)
-            values = 2 * sigmoid(values) if activation == 'sigmoid' else 1 + np.tanh(values)
-            kernels = kernels * values.reshape(-1, *shape)
-    return torch.from_numpy(kernels)
-
-
 @pytest.mark.parametrize(
     'options',
     [
-        dict(activation='tanh', temperature=2.0, kernel_temperature=0.5),
-        dict(activation='softmax', only_kernel_attention=True, num_kernels=9),
+        dict(),
+        dict(size=(14, 11)),
+        dict(kernel_size=1, num_kernels=5, max_gate=1.5),
+        dict(stride=2, bias=False, local_gate=False),
+        dict(bands=(), num_kernels=1),
+        dict(bands=(3, 16), low_band_gate=True, mask_size=(20, 24)),
+        dict(band_groups=3, band_activation='softmax', dilation=2),
+        dict(band_groups=100, band_activation='tanh'),
         dict(num_kernels=None, temperature=None),
+        dict(temperature=3.0, kernel_temperature=0.5, reduction=1.5),
         dict(copies=3),
-        dict(copies=2, kept=0.5, num_kernels=3),
-        dict(stores_kernel=True, copies=2, kernel_size=1),
+        dict(copies=2, kept=0.5),
+        dict(activation='tanh', local_activation='tanh'),
+        dict(activation='softmax', only_kernel_attention=True),
+        dict(stores_kernel=True, copies=2, only_kernel_attention=True),
+        dict(kernel_size=1, stride=2, num_kernels=2, bands_if_strided=True),
+        dict(kernel_size=5, padding=0, kernel_sizes=(5,), band_kernel_sizes=(5,), num_kernels=2),
     ],
-    ids=lambda options: '-'.join(options),
+    ids=lambda options: ','.join(options) or 'defaults',
 )
-def test_options_by_definition(options):
+def test_every_option_by_sums_over_frequencies(options):
+    """Large maps with gated kernels; small ones, which have the gates of channels themselves."""
     torch.manual_seed(0)
-    arguments = {**dict(kernel_size=3, num_kernels=6, local_gate=False, bands=()), **options}
-    layer = FDConv2d(20, 18, **arguments).double().eval()
-    for name, parameter in layer.named_parameters():
-        if name.startswith('KSM'):
-            nn.init.normal_(parameter, std=0.5)
-    pooled = torch.randn(2, 20, dtype=torch.float64)
-    expected = kernels_by_definition(layer, pooled, options)
-    torch.testing.assert_close(layer.sample_kernels(pooled), expected)
-
-
-@pytest.mark.parametrize('activation', ['sigmoid', 'tanh', 'softmax'])
-def test_bands_by_definition(activation):
-    """Groups of channels, each with its own gates, and a gate of the lowest band."""
-    torch.manual_seed(0)
-    module = BandModulation(6, (2, 4), 3, activation, gates_lowest=True).double()
-    for parameter in module.parameters():
-        nn.init.normal_(parameter)
-    x = torch.randn(2, 6, 8, 7, dtype=torch.float64)
-    spectrum = np.fft.rfft2(x.numpy())
-    lows = [x.numpy()]
-    for mask in band_masks((8, 7), (2, 4)).numpy():
-        rows = np.fft.ifft(spectrum * mask, axis=2)
-        lows.append(np.fft.irfft(rows, n=7, axis=3))
-    bands = [lows[0] - lows[1], lows[1] - lows[2], lows[2]]
-    expected = torch.zeros_like(x)
-    for band, conv in zip(bands, module.freq_weight_conv_list):
-        logits = [
-            nn.functional.conv2d(x[:, 2 * g : 2 * g + 2], conv.weight[g : g + 1], padding=1)
-            + conv.bias[g]
-            for g in range(3)
-        ]
-        for channel in range(6):
-            z = logits[channel // 2][:, 0]
-            gate = {
-                'sigmoid': 2 / (1 + (-z).exp()),
-                'tanh': 1 + z.tanh(),
-                'softmax': 3 * z.exp() / sum(other[:, 0].exp() for other in logits),
-            }[activation]
-            expected[:, channel] += gate * torch.from_numpy(band[:, channel])
-    torch.testing.assert_close(module(x), expected)
-
-
-def test_options_of_local_gates_and_strides():
-    torch.manual_seed(0)
-    layer = FDConv2d(20, 18, 1, stride=2, num_kernels=1, bands_if_strided=True).double().eval()
-    assert layer.FBM is not None and layer(torch.randn(2, 20, 6, 6).double()).shape[2:] == (3, 3)
-    layer = FDConv2d(20, 18, 1, num_kernels=1, local_activation='tanh', bands=()).double().eval()
-    nn.init.normal_(layer.KSM_Local.conv.weight)
-    pooled = torch.randn(2, 20, dtype=torch.float64)
-    local = 1 + layer.KSM_Local(pooled).tanh()
-    gated = layer.sample_kernels(pooled)
-    layer.KSM_Local = None
-    torch.testing.assert_close(gated.flatten(2), layer.sample_kernels(pooled).flatten(2) * local)
+    defaults = asdict(FDConv(num_kernels=4))
+    options = dict(dict(kernel_size=3, padding=1), **options)
+    size = options.pop('size', (6, 7))
+    layer = FDConv2d(18, 20, **{'num_kernels': 4, **options}).double().eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    layer.KSM_Global.bn.running_mean.normal_()
+    layer.KSM_Global.bn.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 18, *size, dtype=torch.float64)
+    with torch.no_grad():
+        expected = fd_conv(layer, x, {**defaults, **options})
+        y = layer(x)
+    assert expected.std() > 1e-4
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9 * expected.std().item())
 
 
 def test_checkpoint_with_a_stored_kernel_loads_everywhere():
@@ -315,6 +200,7 @@ def test_resnet50_has_the_parameters_of_the_paper():
             dict(band_groups=5, num_kernels=8),
             'band_groups must divide the 32 input channels, but got 5',
         ),
+        (dict(kernel_size=(3, 1)), r'needs a square kernel, but got \(3, 1\)'),
         (dict(kept=2), 'kept must be at most 1'),
         (dict(kept=0.5, stores_kernel=True), 'got 0.5 and stores_kernel=True'),
     ],
@@ -322,6 +208,28 @@ def test_resnet50_has_the_parameters_of_the_paper():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         FDConv2d(**{**dict(in_channels=32, out_channels=32, kernel_size=3), **arguments})
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(num_kernels=4), r'kernel_fc.weight has shape \(4, .* in the checkpoint'),
+        (dict(reduction=1), 'other options'),
+        (dict(local_gate=False), 'KSM_Local.conv.weight is missing in the checkpoint'),
+        (dict(bands=(2, 4, 8, 16)), 'freq_weight_conv_list.3.weight has .* but is missing'),
+        (dict(kept=0.5), 'dft_weight has shape'),
+        (dict(in_channels=64), 'other options'),
+    ],
+)
+def test_checkpoints_of_other_layers_are_refused(options, message):
+    """Non-strict loading, MMEngine's default, included."""
+    given = dict(in_channels=32, out_channels=32, kernel_size=3, num_kernels=8)
+    layer, other = FDConv2d(**given), FDConv2d(**{**given, **options})
+    with pytest.raises(ValueError, match=message):
+        layer.load_state_dict(other.state_dict(), strict=False)
+    plain = nn.Conv2d(32, 48, 3).state_dict()
+    with pytest.raises(ValueError, match=r'weight .* has shape \(48, 32, 3, 3\)'):
+        layer.load_state_dict(plain, strict=False)
 
 
 def test_small_layers_are_plain():
@@ -350,9 +258,15 @@ def test_autocast_and_gradients(dtype):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
 
 
-def test_a_single_sample_cannot_be_trained_on():
-    with pytest.raises(ValueError, match='at least 2 samples per device, or norm_eval=True'):
-        FDConv2d(32, 32, 3, num_kernels=8)(torch.randn(1, 32, 8, 8))
+def test_single_sample_trains_with_the_running_statistics():
+    layer = FDConv2d(32, 32, 3, padding=1, num_kernels=8)
+    layer.KSM_Global.bn.running_mean.normal_()
+    before = copy.deepcopy(layer.KSM_Global.bn.state_dict())
+    x = torch.randn(1, 32, 5, 5)
+    y = layer.train()(x)
+    torch.testing.assert_close(y, layer.eval()(x))
+    y.sum().backward()
+    assert all(torch.equal(v, before[n]) for n, v in layer.KSM_Global.bn.state_dict().items())
 
 
 @pytest.mark.newer_torch

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import AttentionLinear, autocast_off
+from ..base import AttentionLinear, autocast_off, normalise_hidden
 
 # The standard deviation of weights with which gates start at 1.
 SMALL = 1e-6
@@ -40,6 +40,10 @@ class StarReLU(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
         self.bias = nn.Parameter(torch.zeros(1))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.bias)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.scale * z.relu().square() + self.bias
@@ -105,17 +109,19 @@ class GlobalAttention(nn.Module):
             return PointwiseLinear(hidden, width) if exists else None
 
         self.fc = PointwiseLinear(in_channels, hidden, bias=False)
-        self.bn = nn.BatchNorm2d(hidden)
+        self.bn = nn.BatchNorm1d(hidden)
         self.relu = StarReLU()
         self.channel_fc = head(in_channels)
         self.filter_fc = head(out_channels)
         self.spatial_fc = head(positions, has_gates and positions > 1)
         self.kernel_fc = PointwiseLinear(hidden, num_weights)
-        self.reset_heads()
+        self.reset_parameters()
 
     @torch.no_grad()
-    def reset_heads(self) -> None:
+    def reset_parameters(self) -> None:
         """Start with gates of 1. The filter head stays random, as in the authors' code."""
+        for child in self.children():
+            child.reset_parameters()
         small = [self.channel_fc, self.spatial_fc, self.kernel_fc]
         for head in [*small, *([self.filter_fc] if self.starts_at_one else [])]:
             if head is not None:
@@ -123,7 +129,7 @@ class GlobalAttention(nn.Module):
 
     def forward(self, pooled: Tensor) -> Gates:
         """Gates for the pooled input, shape ``(N, C_in)``."""
-        hidden = self.relu(self.bn(self.fc(pooled)[..., None, None]).flatten(1))
+        hidden = self.relu(normalise_hidden(self.bn, self.fc(pooled)))
         temperature, kernel_temperature = self.temperatures
 
         def gates(head: PointwiseLinear | None) -> Tensor | None:
@@ -144,7 +150,7 @@ class ChannelConv(nn.Module):
 
     def __init__(self, maps: int, size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((maps, 1, size), SMALL))
+        self.weight = nn.Parameter(torch.empty(maps, 1, size))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv1d(x, self.weight, padding=self.weight.shape[2] // 2)
@@ -161,6 +167,11 @@ class LocalAttention(nn.Module):
         super().__init__()
         self.conv = ChannelConv(maps, round(math.log2(in_channels) / 2 + 0.5) // 2 * 2 + 1)
         self.norm = nn.LayerNorm(in_channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.conv.weight, SMALL)
+        self.norm.reset_parameters()
 
     def forward(self, pooled: Tensor) -> Tensor:
         """``(N, C_in)`` to ``(N, maps, C_in)``."""

@@ -21,11 +21,6 @@ class BandConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(groups, in_channels // groups, 3, 3))
         self.bias = nn.Parameter(torch.empty(groups))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=SMALL)
-        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, padding=1, groups=len(self.bias))
@@ -45,6 +40,7 @@ class BandModulation(nn.Module):
         activation: ``'sigmoid'``; ``'tanh'`` for :math:`1 + \tanh(z)`; ``'softmax'`` over the
             groups, times their number.
         gates_lowest: whether the last low part has a gate, too.
+        mask_size: see :func:`~mmkw.methods.fd_conv.band_masks`.
 
     Raises:
         ValueError: if the groups do not divide the channels.
@@ -57,6 +53,7 @@ class BandModulation(nn.Module):
         groups: int = 1,
         activation: str = 'sigmoid',
         gates_lowest: bool = False,
+        mask_size: tuple[int, int] = (64, 64),
     ) -> None:
         super().__init__()
         groups = in_channels if groups > _MAX_GROUPS else groups
@@ -64,20 +61,28 @@ class BandModulation(nn.Module):
             raise ValueError(
                 f'band_groups must divide the {in_channels} input channels, but got {groups}'
             )
-        self.bands, self.activation = tuple(bands), activation
+        self.bands, self.mask_size = tuple(bands), tuple(mask_size)
+        self.activation = activation
         count = len(self.bands) + gates_lowest
         self.freq_weight_conv_list = nn.ModuleList(
             BandConv(in_channels, groups) for _ in range(count)
         )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for conv in self.freq_weight_conv_list:
+            nn.init.normal_(conv.weight, std=SMALL)
+            nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() == 0:
             return x
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         spectrum = torch.fft.rfft2(exact, norm='ortho')
-        masks = uncached_if_recorded(band_masks)(tuple(exact.shape[2:]), self.bands, x.device)
-        masks = masks.to(exact.dtype)
-        size, above, result = exact.shape[2:], exact, 0
+        size = tuple(exact.shape[2:])
+        find_masks = uncached_if_recorded(band_masks)
+        masks = find_masks(size, self.bands, self.mask_size, x.device).to(exact.dtype)
+        above, result = exact, 0
         for mask, conv in zip(masks, self.freq_weight_conv_list):
             rows = torch.fft.ifft(spectrum * mask, dim=2, norm='ortho')
             low = torch.fft.irfft(real_columns(rows, size[1]), n=size[1], dim=3, norm='ortho')
@@ -94,8 +99,4 @@ class BandModulation(nn.Module):
             gates = logits.softmax(1) * groups
         else:
             gates = gate(logits, self.activation, 2)
-        return (
-            band * gates
-            if groups == 1
-            else band * gates.repeat_interleave(band.shape[1] // groups, dim=1)
-        )
+        return (gates.unsqueeze(2) * band.unflatten(1, (groups, -1))).flatten(1, 2)

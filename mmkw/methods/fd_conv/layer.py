@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...arguments import check_positive, checks_arguments
-from ...ops.routes import kernel_conv, recording_mode
+from ...ops.mixing import scale_maps, scale_positions
+from ...ops.routes import add_bias, kernel_conv, recording_mode
 from ..base import DynamicConvNd, IntOrTuple
-from ..loaded import tensor_of
+from ..loaded import check_attention, tensor_of
 from ..registry import Method, register_method
-from .attention import SMALL, GlobalAttention, LocalAttention, gate
+from .attention import Gates, GlobalAttention, LocalAttention, gate
 from .bands import BandModulation
 from .spectrum import (
     check_groups,
@@ -37,7 +38,6 @@ from .spectrum import (
     uncached_if_recorded,
 )
 
-_MIN_CHANNELS = 16  # Layers with no more input or output channels stay plain.
 _ACTIVATIONS = ('sigmoid', 'tanh', 'softmax')
 # Unknown to PyTorch 2.1.
 _is_compiling = getattr(torch.compiler, 'is_dynamo_compiling', lambda: False)
@@ -46,11 +46,10 @@ _is_compiling = getattr(torch.compiler, 'is_dynamo_compiling', lambda: False)
 class FDConv2d(DynamicConvNd):
     """Frequency dynamic convolution.
 
-    Layers with 16 or fewer input or output channels, or with a kernel side other than 1 and 3, are
-    plain convolutions with an ordinary ``weight``. Bands are gated where the kernel side is 3. A
-    plain kernel of a checkpoint is converted to its spectrum. The filter gates of a new layer are
-    not 1, so that a converted network differs by some percent from the plain one, as the authors'
-    does, unless ``starts_at_one`` is set.
+    Layers with few input or output channels, or with a kernel side that is not listed, are plain
+    convolutions with an ordinary ``weight``. A plain kernel of a checkpoint is converted to its
+    spectrum. The filter gates of a new layer are random, as in the authors' code, so that a
+    converted network is not the plain one, unless ``starts_at_one`` is set.
 
     Args:
         in_channels, ..., dtype: all arguments but ``groups`` as in ``nn.Conv2d``, with a square
@@ -75,6 +74,8 @@ class FDConv2d(DynamicConvNd):
         band_activation, band_groups, low_band_gate: see
             :class:`~mmkw.methods.fd_conv.BandModulation`. Default to ``'sigmoid'``, 1 and
             ``False``.
+        mask_size: see :func:`~mmkw.methods.fd_conv.band_masks`. Defaults to (64, 64).
+        band_kernel_sizes: kernel sides with which bands are gated. Defaults to (3,).
         bands_if_strided: whether other layers with a stride have bands, too. Defaults to
             ``False``.
         copies: ``P``, spectra that are added. Defaults to 1. As in the authors' code, a converted
@@ -84,13 +85,15 @@ class FDConv2d(DynamicConvNd):
             ``n P min(C_in, C_out) / 2`` times too small.
         stores_kernel: whether the parameter is the kernel, transformed in each forward pass,
             instead of its spectrum. Defaults to ``False``.
+        min_channels: layers with fewer input or output channels are plain. Defaults to 17.
+        kernel_sizes: kernel sides of layers that are not plain. Defaults to (1, 3).
         starts_at_one: whether all gates of a new layer are 1. Defaults to ``False``.
 
     Raises:
         ValueError: if there are groups, the kernel is not square, ``in_channels`` times its side is
             odd, ``num_kernels`` does not divide the number of Fourier coefficients, ``band_groups``
             does not divide the input channels, or an option has another value than described; when
-            loading a plain kernel of another shape.
+            loading a plain kernel of another shape, or a layer with other options.
         RuntimeError: in ``torch.export``, an ONNX export or a trace.
     """
 
@@ -121,10 +124,14 @@ class FDConv2d(DynamicConvNd):
         band_activation: str = 'sigmoid',
         band_groups: int = 1,
         low_band_gate: bool = False,
+        mask_size: tuple[int, int] = (64, 64),
+        band_kernel_sizes: Sequence[int] = (3,),
         bands_if_strided: bool = False,
         copies: int = 1,
         kept: float = 1.0,
         stores_kernel: bool = False,
+        min_channels: int = 17,
+        kernel_sizes: Sequence[int] = (1, 3),
         starts_at_one: bool = False,
         device=None,
         dtype=None,
@@ -159,7 +166,7 @@ class FDConv2d(DynamicConvNd):
         self.num_kernels, self.copies, self.kept = num_kernels, copies, kept
         self.max_gate, self.local_activation = max_gate, local_activation
         self.KSM_Global = self.KSM_Local = self.FBM = None
-        self.is_plain = min(in_channels, out_channels) <= _MIN_CHANNELS or size not in (1, 3)
+        self.is_plain = min(in_channels, out_channels) < min_channels or size not in kernel_sizes
         self.stores_kernel = stores_kernel or self.is_plain
         if not self.is_plain:
             self._check_shape(groups)
@@ -177,9 +184,10 @@ class FDConv2d(DynamicConvNd):
                 max_gate, (temperature, kernel_temperature), not only_kernel_attention,
                 starts_at_one,
             )  # fmt: skip
-            if bands and (size == 3 or (bands_if_strided and max(self.stride) > 1)):
+            strided = bands_if_strided and max(self.stride) > 1
+            if bands and (size in band_kernel_sizes or strided):
                 self.FBM = BandModulation(
-                    in_channels, bands, band_groups, band_activation, low_band_gate
+                    in_channels, bands, band_groups, band_activation, low_band_gate, mask_size
                 )
             if local_gate:
                 self.KSM_Local = LocalAttention(in_channels, out_channels * size * size)
@@ -214,17 +222,9 @@ class FDConv2d(DynamicConvNd):
 
     def reset_parameters(self) -> None:
         """Initialise all parameters anew."""
-        for module in self.modules():
-            if module is not self and hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
+        for part in self.children():
+            part.reset_parameters()
         self.reset_kernel()
-        if self.is_plain:
-            return
-        self.KSM_Global.reset_heads()
-        nn.init.ones_(self.KSM_Global.relu.scale)
-        nn.init.zeros_(self.KSM_Global.relu.bias)
-        if self.KSM_Local is not None:
-            nn.init.constant_(self.KSM_Local.conv.weight, SMALL)
 
     def init_weights(self) -> None:
         """Initialise all parameters anew; OpenMMLab's modules call it instead of their own way."""
@@ -278,7 +278,7 @@ class FDConv2d(DynamicConvNd):
             rows, columns, self.num_kernels, parameter.device
         )
         scale = self.spectrum_scale * self.num_kernels * self.copies
-        spectra = coefficients * (scale * shares[:, :, groups])
+        spectra = coefficients * (scale * shares)[:, :, groups]
         spectra = spectra.squeeze(1) if self.copies == 1 else spectra.sum(1)
         return spectra.unflatten(1, (rows, columns))
 
@@ -286,30 +286,41 @@ class FDConv2d(DynamicConvNd):
         """The kernels for the pooled input, without the gates of bands."""
         if self.is_plain:
             return self.weight.expand(len(pooled), -1, -1, -1, -1)
-        parameter = self.weight if self.stores_kernel else self.dft_weight
         if pooled.shape[0] == 0:  # which the Fourier transforms do not take
+            parameter = self.weight if self.stores_kernel else self.dft_weight
             return parameter.sum() * parameter.new_zeros(0, *self.kernel_shape)
-        self.check_batch_norm(self.KSM_Global.bn, len(pooled))
-        gates, size = self.KSM_Global(pooled), self.kernel_size[0]
+        gates = self.KSM_Global(pooled)
+        kernels = self.partial_kernels(pooled, gates)
+        if gates.channel is not None and gates.filter is not None:
+            kernels = kernels * gates.channel.to(kernels.dtype)[:, None, :, None, None]
+            kernels = kernels * gates.filter.to(kernels.dtype)[:, :, None, None, None]
+        return kernels
+
+    def partial_kernels(self, pooled: Tensor, gates: Gates) -> Tensor:
+        """The kernels without the gates of input channels and filters."""
+        size = self.kernel_size[0]
         kernels = spectrum_kernels(self.weighted_spectra(gates.kernel), size)
-        factors = [
-            None if gates.channel is None else gates.channel[:, None, :, None, None],
-            None if gates.filter is None else gates.filter[:, :, None, None, None],
-            None if gates.spatial is None else gates.spatial.view(-1, 1, 1, size, size),
-        ]
+        if gates.spatial is not None:
+            kernels = scale_positions(kernels, gates.spatial.to(kernels.dtype))
         if self.KSM_Local is not None:
             logits = self.KSM_Local(pooled).unflatten(1, (self.out_channels, size, size))
             local = gate(logits, self.local_activation, self.max_gate)
-            factors.append(local.permute(0, 1, 4, 2, 3))
-        for factor in factors:
-            if factor is not None:
-                kernels = kernels * factor.to(kernels.dtype)
-        return kernels.to(parameter.dtype)
+            kernels = kernels * local.permute(0, 1, 4, 2, 3).to(kernels.dtype)
+        return kernels.to(self.weight.dtype if self.stores_kernel else self.dft_weight.dtype)
 
     def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
         if self.is_plain:
             return F.conv2d(x, self.weight.to(x.dtype), self.bias, **geometry)
-        return kernel_conv(x, self.sample_kernels(pooled), self.bias, **geometry)
+        maps = (self.in_channels + self.out_channels) * x.shape[2] * x.shape[3]
+        if len(x) == 0 or math.prod(self.kernel_shape) < maps:
+            return kernel_conv(x, self.sample_kernels(pooled), self.bias, **geometry)
+        # The maps are smaller than the kernels, so that the gates of channels scale the maps.
+        gates = self.KSM_Global(pooled)
+        x = scale_maps(x, gates.channel)
+        y = scale_maps(
+            kernel_conv(x, self.partial_kernels(pooled, gates), **geometry), gates.filter
+        )
+        return y if self.bias is None else add_bias(y, self.bias)
 
     @property
     def mixing_operations(self) -> int:
@@ -333,11 +344,13 @@ class FDConv2d(DynamicConvNd):
             if not self.stores_kernel:
                 del state_dict[prefix + 'weight']
                 state_dict[prefix + 'dft_weight'] = self.converted(kernel.to(self.dft_weight))
-            gates = (prefix + 'KSM_', prefix + 'FBM')
-            if not any(name.startswith(gates) for name in state_dict):
-                # It is a plain checkpoint. The gates of the layer stay as they are.
-                own = self.state_dict(prefix=prefix).items()
-                state_dict.update({name: value for name, value in own if name.startswith(gates)})
+        gates = (prefix + 'KSM_', prefix + 'FBM')
+        if any(name.startswith(gates) for name in state_dict):
+            check_attention(self, state_dict, prefix, with_first=True)
+        elif kernel is not None:
+            # It is a plain checkpoint. The gates of the layer stay as they are.
+            own = self.state_dict(prefix=prefix).items()
+            state_dict.update({name: value for name, value in own if name.startswith(gates)})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def method_repr(self) -> str:
@@ -370,8 +383,12 @@ class FDConv(Method):
     band_activation: str = 'sigmoid'
     band_groups: int = 1
     low_band_gate: bool = False
+    mask_size: tuple[int, int] = (64, 64)
+    band_kernel_sizes: Sequence[int] = (3,)
     bands_if_strided: bool = False
     copies: int = 1
     kept: float = 1.0
     stores_kernel: bool = False
+    min_channels: int = 17
+    kernel_sizes: Sequence[int] = (1, 3)
     starts_at_one: bool = False

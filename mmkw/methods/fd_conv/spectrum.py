@@ -10,12 +10,15 @@ from torch import Tensor
 
 from ...ops.routes import recording_mode
 
-_MASK_SIZE = 64
 _CPU = torch.device('cpu')
 
 
 def uncached_if_recorded(function: Any) -> Any:
-    """A cached function, or itself where its result would be a placeholder of a recording."""
+    """A cached function, or itself where its result would be a placeholder of a recording.
+
+    Sets and masks follow from sizes alone. They are cached by size and device, not kept as buffers
+    of each layer: layers of one size share them, and moving or copying a network leaves them alone.
+    """
     return function if recording_mode() is None else function.__wrapped__
 
 
@@ -105,23 +108,27 @@ def _float32(value: float) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def band_masks(
-    size: tuple[int, int], bands: tuple[int, ...], device: torch.device = _CPU
+    size: tuple[int, int],
+    bands: tuple[int, ...],
+    mask_size: tuple[int, int] = (64, 64),
+    device: torch.device = _CPU,
 ) -> Tensor:
     """Which coefficients of a map's spectrum the low part of each band keeps.
 
-    Masks are made for maps of 64 x 64 and resized by the nearest neighbour, as in the authors'
+    Masks are made for maps of one size and resized by the nearest neighbour, as in the authors'
     code.
 
     Args:
         size: height and width of the map.
         bands: for each mask the inverse of twice the frequency that it ends at.
+        mask_size: the size that masks are made for. Defaults to 64 x 64.
         device: of the masks. Defaults to the CPU.
 
     Returns:
         0 or 1, shape ``(bands, height, width // 2 + 1)``.
     """
-    rows = torch.fft.fftfreq(_MASK_SIZE, device='cpu').abs()
-    columns = torch.fft.rfftfreq(_MASK_SIZE, device='cpu').abs()
+    rows = torch.fft.fftfreq(mask_size[0], device='cpu').abs()
+    columns = torch.fft.rfftfreq(mask_size[1], device='cpu').abs()
     highest = torch.maximum(rows[:, None], columns)
 
     def nearest(target: int, source: int) -> Tensor:
