@@ -13,7 +13,7 @@ from ..networks.replacing import some_of
 from ..openmmlab.backbones.checkpoint_names import match_layer_names, rename_layer
 from ..openmmlab.backbones.start_record import OUTPUT_NORM
 from .plain_tensor_names import FORMATS, rename
-from .tensor_checks import FLOATS, check_values, same_but_ones
+from .tensor_checks import FLOATS, check_names, check_values, same_but_ones
 
 # Where checkpoints hold their state dict. Averaged weights are the ones to evaluate; MMEngine
 # keeps those in `state_dict`.
@@ -80,17 +80,8 @@ def _find_state_dict(checkpoint: Any) -> dict[str, Tensor]:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
             found = checkpoint[wrapper]
             break
-    if not isinstance(found, Mapping) or not found:
-        raise ValueError(
-            f'it holds no state dict: expected tensors by name, bare or under one of {_WRAPPERS}, '
-            f'but found {type(found).__name__}'
-        )
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(
-                f'it holds no state dict: expected tensors by name, but {name!r} is of type '
-                f'{type(value).__name__}'
-            )
+    check_names(found)
+    for name in found:
         if _KW_NAME.search(name):
             raise ValueError(
                 f'it is of a KernelWarehouse network, as it has {name}; load it as it is or, if '

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .loading import load_checkpoint
 from .saving import save_bytes
-from .tensor_checks import check_values
+from .tensor_checks import check_names, check_values
 
 
 def publish_checkpoint(
@@ -87,15 +87,12 @@ def _before_averaging(src: Any, ema_state_dict: Mapping[str, Tensor] | None) -> 
 
 
 def _check_weights(src: Any, state_dict: Any) -> None:
-    if not isinstance(state_dict, Mapping) or not state_dict:
-        raise ValueError(f'{src} holds no state dict: expected tensors by name')
-    for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(
-                f'{src} holds no state dict: expected tensors by name, but {name!r} is of type '
-                f'{type(value).__name__}'
-            )
-        check_values(f'{src}: {name}', value)
+    try:
+        check_names(state_dict)
+        for name, value in state_dict.items():
+            check_values(name, value)
+    except ValueError as error:
+        raise ValueError(f'{src} cannot be published: {error}') from error
 
 
 def _plain(value: Any, where: str) -> Any:

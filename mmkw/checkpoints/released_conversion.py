@@ -19,7 +19,7 @@ from .released_kernel_warehouse import identify_kernel_warehouse, is_kernel_ware
 from .released_models import CLASSIFIER, DETECTOR
 from .released_odconv import identify_odconv, is_odconv
 from .saving import save_checkpoint
-from .tensor_checks import FLOATS, check_values, same_but_ones
+from .tensor_checks import FLOATS, check_names, check_values, same_but_ones
 
 # Where released files hold state dicts; the first one that is there is the one to evaluate.
 _WEIGHTS = ('model_ema', 'model', 'state_dict')
@@ -141,17 +141,10 @@ def _select_weights(checkpoint: Any, weights: str) -> tuple[str | None, _StateDi
             f'or `state_dict` holds tensors named warehouse_manager.weights.* (KernelWarehouse) or '
             f'*.attention.channel_fc.* (ODConv), but found {found}'
         )
+    check_names(state_dict)
     for name, value in state_dict.items():
-        _check_value(name, value)
+        check_values(name, value)
     return weights, state_dict
-
-
-def _check_value(name: Any, value: Any) -> None:
-    if not isinstance(name, str) or not isinstance(value, Tensor):
-        raise ValueError(
-            f'expected tensors by name, but {name!r} is of type {type(value).__name__}'
-        )
-    check_values(name, value)
 
 
 def _coco_classes(checkpoint: Mapping) -> dict[str, Any]:

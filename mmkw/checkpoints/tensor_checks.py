@@ -1,11 +1,31 @@
-"""What a tensor of a foreign checkpoint has to be before it goes into a network."""
+"""What the tensors of a foreign checkpoint have to be before they go into a network."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_names(state_dict: Any) -> None:
+    """Refuse what is no state dict.
+
+    Raises:
+        ValueError: if it is no mapping, is empty, or has other things than tensors by name.
+    """
+    if not isinstance(state_dict, Mapping) or not state_dict:
+        found = 'nothing' if isinstance(state_dict, Mapping) else type(state_dict).__name__
+        raise ValueError(f'it holds no state dict: expected tensors by name, but found {found}')
+    for name, value in state_dict.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f'it holds no state dict: expected tensors by name, but {name!r} is of type '
+                f'{type(value).__name__}'
+            )
 
 
 def check_values(name: str, value: Tensor) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..methods.base import DynamicLinear
 from ..methods.kernel_warehouse.layers import KWLayer, Warehouse
@@ -89,9 +89,6 @@ def warm_start(network: nn.Module, state_dict: Mapping[str, Any]) -> WarmStart:
             shapes or not finite. The network is then as it was.
     """
     layers = _kw_layers(network)
-    fused = {
-        name: module for name, module in _named_modules(network) if isinstance(module, SplitQKV)
-    }
     # A network without a backbone is one.
     is_backbone = not isinstance(getattr(network, 'backbone', None), nn.Module)
     # Only the kernels' shapes count, so all of their elements may be one in memory.
@@ -99,12 +96,27 @@ def warm_start(network: nn.Module, state_dict: Mapping[str, Any]) -> WarmStart:
         name: layer.warehouse.cells.new_zeros(()).expand(_plain_shape(layer))
         for name, layer in layers.items()
     }
-    match = match_plain(state_dict, plain_state_dict(network, kernels), is_backbone)
-    values = {target: match.source[name] for name, target in match.targets.items()}
-    destinations = _fill(network, layers, fused, values)
+    plain = plain_state_dict(network, kernels)
+    match = match_plain(state_dict, plain, is_backbone)
+    values = {
+        target: match.source[name].reshape(plain[target].shape)
+        for name, target in match.targets.items()
+    }
+    with warnings.catch_warnings():
+        # That says to anneal the temperature, as does this function.
+        warnings.filterwarnings('ignore', 'The checkpoint holds plain kernels')
+        network.load_state_dict(values, strict=False)
+    for layer in layers.values():
+        layer.warehouse.set_temperature(layer.warehouse.temperature_range.plain)
+    warehouses = {
+        module: name for name, module in network.named_modules() if isinstance(module, Warehouse)
+    }
     return WarmStart(
         match.source_format,
-        mapping={name: destinations[target] for name, target in match.targets.items()},
+        mapping={
+            name: _destination(target, network, warehouses)
+            for name, target in match.targets.items()
+        },
         fresh=match.fresh,
         dropped=[name for name in match.source if name not in match.targets],
     )
@@ -144,15 +156,11 @@ def convert_plain(
     return checkpoint, result
 
 
-def _named_modules(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Also the second names of shared modules, which state dicts have, too."""
-    return network.named_modules(remove_duplicate=False)
-
-
 def _kw_layers(network: nn.Module) -> dict[str, KWLayer]:
+    """The layers to start, those of shared modules under all of their names."""
     layers = {
         name: module
-        for name, module in _named_modules(network)
+        for name, module in network.named_modules(remove_duplicate=False)
         if isinstance(module, KWLayer) and module.partition is not None
     }
     if not layers:
@@ -161,12 +169,7 @@ def _kw_layers(network: nn.Module) -> dict[str, KWLayer]:
             f"a KW model, such as one with backbone=dict(type='KWResNet', ...)"
         )
     for name, layer in layers.items():
-        if difference := layer.difference_from_plain():
-            raise ValueError(
-                f'plain kernels cannot start layer {name!r}: it is a KernelWarehouse layer '
-                f'{difference}; choose a budget of at least 1 without these options, or train it '
-                f'from scratch'
-            )
+        layer.check_plain_kernel(f'{name}.weight')
     return layers
 
 
@@ -175,43 +178,15 @@ def _plain_shape(layer: KWLayer) -> tuple[int, ...]:
     return shape[:2] if isinstance(layer, DynamicLinear) else shape
 
 
-@torch.no_grad()
-def _fill(
-    network: nn.Module,
-    layers: Mapping[str, KWLayer],
-    fused: Mapping[str, SplitQKV],
-    values: Mapping[str, Tensor],
-) -> dict[str, str]:
-    """Load the tensors of a plain network, and say where each went."""
-    for kw_layer in layers.values():
-        kw_layer.attention.start_one_to_one()
-    state_dict = {name: value.clone() for name, value in network.state_dict().items()}
-    warehouses = {
-        module: name for name, module in _named_modules(network) if isinstance(module, Warehouse)
-    }
-    for name in warehouses.values():
-        state_dict[f'{name}.temperature'].fill_(1)
-
-    def put(name: str, value: Tensor) -> str:
-        layer, _, kind = name.rpartition('.')
-        if layer not in layers or kind != 'weight':
-            state_dict[name].copy_(value.reshape(state_dict[name].shape))
-            return name
-        partition = layers[layer].partition
-        cells_name = f'{warehouses[layers[layer].warehouse]}.cells'
-        cells, initial = state_dict[cells_name], partition.initial_cells
-        cells[list(initial)] = partition.cut(value, cells.shape[1:]).to(cells)
-        return f'{cells_name}: {len(initial)} cells, {initial[0]} to {initial[-1]}'
-
-    destinations = {}
-    for name, value in values.items():
-        layer, _, kind = name.rpartition('.')
-        if layer in fused:
-            query_key = f'{layer}.query_key.{kind}'
-            rows = len(state_dict[query_key])
-            parts = put(query_key, value[:rows]), put(f'{layer}.value.{kind}', value[rows:])
-            destinations[name] = ' and '.join(parts)
-        else:
-            destinations[name] = put(name, value)
-    network.load_state_dict(state_dict)
-    return destinations
+def _destination(name: str, network: nn.Module, warehouses: Mapping[nn.Module, str]) -> str:
+    """Where the tensor ``name`` of the plain network is in the network, in words."""
+    layer, _, kind = name.rpartition('.')
+    module = network.get_submodule(layer)
+    if isinstance(module, SplitQKV):
+        parts = (f'{layer}.{part}.{kind}' for part in ('query_key', 'value'))
+        return ' and '.join(_destination(part, network, warehouses) for part in parts)
+    if isinstance(module, KWLayer) and kind == 'weight':
+        initial = module.partition.initial_cells
+        cells = f'{warehouses[module.warehouse]}.cells'
+        return f'{cells}: {len(initial)} cells, {initial[0]} to {initial[-1]}'
+    return name

@@ -231,16 +231,32 @@ class KWLayer(FoldableLayer):
             )
         return super().__getattr__(name)
 
-    def difference_from_plain(self) -> str | None:
-        """Why no cells make this layer, at temperature 1, the plain one. ``None`` if some do."""
+    def check_plain_kernel(self, name: str) -> None:
+        """Refuse to start from a plain kernel if no cells make this layer the plain one.
+
+        Args:
+            name: of the kernel in the checkpoint.
+
+        Raises:
+            ValueError: if the layer has no warehouse yet, or options by which it differs from the
+                plain one at temperature 1, too.
+        """
+        if self.partition is None:
+            raise ValueError(f'{self} has no warehouse yet for {name} of the checkpoint')
         if missing := self.partition.initial_cells.count(None):
             blocks = self.partition.num_mixtures
-            return f'of a budget below 1, in which {missing} of {blocks} blocks have no cell'
-        if self.partition.allocation != 'one_to_one':
-            return f'with allocation={self.partition.allocation!r} instead of one cell per block'
-        if self.attention.channel_fc is not None:
-            return 'with od_heads, which scale the kernel at every temperature'
-        return None
+            difference = f'of a budget below 1, in which {missing} of {blocks} blocks have no cell'
+        elif self.partition.allocation != 'one_to_one':
+            difference = f'with allocation={self.partition.allocation!r}, not one cell per block'
+        elif self.attention.channel_fc is not None:
+            difference = 'with od_heads, which scale the kernel at every temperature'
+        else:
+            return
+        raise ValueError(
+            f'the checkpoint holds a plain kernel, {name}, where the model has a '
+            f'KernelWarehouse layer {difference}; choose a budget of at least 1 without these '
+            f'options, load the checkpoint of a KernelWarehouse network, or train from scratch'
+        )
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         if self.partition is not None:
@@ -253,14 +269,7 @@ class KWLayer(FoldableLayer):
 
     def _start_from_plain(self, kernel: Tensor, state_dict, prefix) -> None:
         """Take the plain kernel of a checkpoint as cells."""
-        if self.partition is None:
-            raise ValueError(f'{self} has no warehouse yet for {prefix}weight of the checkpoint')
-        if difference := self.difference_from_plain():
-            raise ValueError(
-                f'the checkpoint holds a plain kernel, {prefix}weight, where the model has a '
-                f'KernelWarehouse layer {difference}; choose a budget of at least 1, load the '
-                f'checkpoint of a KernelWarehouse network, or train from scratch'
-            )
+        self.check_plain_kernel(f'{prefix}weight')
         shape = self.kernel_shape
         # Linear layers and 1 x 1 convolutions may stand for each other.
         if kernel.numel() != math.prod(shape) or tuple(kernel.shape[:2]) != tuple(shape[:2]):
