@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from mmengine.hub import get_config
@@ -197,6 +198,8 @@ MOBILENET = dict(type='KWMobileNetV2', widen_factor=0.5)
 CONVNEXT = dict(type='KWConvNeXt', arch=SMALL_CONVNEXT)
 VIT = dict(type='KWVisionTransformer', arch=SMALL_VIT, img_size=SIZE)
 CLASSIFIERS = {
+    'ResNet18': (dict(type='KWResNet', depth=18), 512, 'LinearClsHead'),
+    'ResNet50': (dict(type='KWResNet', depth=50), 2048, 'LinearClsHead'),
     'ResNet': (RESNET, 128, 'LinearClsHead'),
     'MobileNetV2': (MOBILENET, 1280, 'LinearClsHead'),
     'ConvNeXt': (CONVNEXT, 64, 'LinearClsHead'),
@@ -214,71 +217,64 @@ def plain_classifier(name, **options):
     return randomise(classifier(dict(backbone, budget=None), in_channels, head=head, **options))
 
 
-def torchvision_networks():
+def torchvision_convnext():
     block = torchvision.models.convnext.CNBlockConfig
     stages = zip(SMALL_CONVNEXT['channels'], SMALL_CONVNEXT['depths'])
     channels = [*SMALL_CONVNEXT['channels'][1:], None]
     settings = [block(width, after, depth) for (width, depth), after in zip(stages, channels)]
-    return {
-        'MobileNetV2': torchvision.models.mobilenet_v2(width_mult=0.5, num_classes=10),
-        'ConvNeXt': torchvision.models.ConvNeXt(settings, num_classes=10),
-        'DeiT': torchvision.models.VisionTransformer(
-            image_size=SIZE, patch_size=16, num_layers=4, num_heads=3, hidden_dim=48, mlp_dim=96,
-            num_classes=10,
-        ),
-    }  # fmt: skip
+    return torchvision.models.ConvNeXt(settings, num_classes=10)
 
 
-@pytest.mark.parametrize('name', ['MobileNetV2', 'ConvNeXt', 'DeiT'])
-def test_torchvision(name):
-    plain, network = randomise(torchvision_networks()[name]), kw_classifier(name)
+def torchvision_mobilenet_v2():
+    return torchvision.models.mobilenet_v2(width_mult=0.5, num_classes=10)
+
+
+def torchvision_vit():
+    return torchvision.models.VisionTransformer(
+        image_size=SIZE, patch_size=16, num_layers=4, num_heads=3, hidden_dim=48, mlp_dim=96,
+        num_classes=10,
+    )  # fmt: skip
+
+
+def timm_vit():
+    return timm.models.VisionTransformer(
+        img_size=SIZE, patch_size=16, depth=4, num_heads=3, embed_dim=48, mlp_ratio=2,
+        num_classes=10,
+    )  # fmt: skip
+
+
+def timm_convnext():
+    return timm.models.ConvNeXt(
+        depths=SMALL_CONVNEXT['depths'], dims=SMALL_CONVNEXT['channels'], num_classes=10
+    )
+
+
+OTHER_LIBRARIES = [
+    ('torchvision', 'ResNet18', lambda: torchvision.models.resnet18(num_classes=10)),
+    pytest.param(
+        *('torchvision', 'ResNet50', lambda: torchvision.models.resnet50(num_classes=10)),
+        marks=pytest.mark.slow,
+    ),
+    ('torchvision', 'MobileNetV2', torchvision_mobilenet_v2),
+    ('torchvision', 'ConvNeXt', torchvision_convnext),
+    ('torchvision', 'DeiT', torchvision_vit),
+    ('timm', 'ResNet18', lambda: timm.create_model('resnet18', num_classes=10)),
+    ('timm', 'MobileNetV2', lambda: timm.create_model('mobilenetv2_050', num_classes=10)),
+    ('timm', 'ConvNeXt', timm_convnext),
+    ('timm', 'DeiT', timm_vit),
+]
+
+
+@pytest.mark.parametrize(('library', 'name', 'build'), OTHER_LIBRARIES)
+def test_networks_of_other_libraries(library, name, build):
+    plain, network = randomise(build()), kw_classifier(name)
     result = warm_start(network, plain.state_dict())
-    assert 'torchvision' in result.source_format
+    assert library in result.source_format
     assert set(result.mapping) == set(plain.state_dict()) and not result.fresh
     assert_same_outputs(plain, network)
 
 
-@pytest.mark.parametrize('depth', [18, pytest.param(50, marks=pytest.mark.slow)])
-def test_torchvision_resnet(depth):
-    plain = randomise(getattr(torchvision.models, f'resnet{depth}')(num_classes=10))
-    network = classifier(dict(type='KWResNet', depth=depth), 512 if depth == 18 else 2048)
-    result = warm_start(network, plain.state_dict())
-    assert set(result.mapping) == set(plain.state_dict()) and not result.fresh
-    assert_same_outputs(plain, network)
-
-
-# timm's names, and those of the authors, of each part of MMPretrain's networks.
-TIMM_MOBILENET_V2 = [
-    (r'backbone\.conv1\.conv\.', 'conv_stem.'),
-    (r'backbone\.conv1\.bn\.', 'bn1.'),
-    (r'backbone\.conv2\.conv\.', 'conv_head.'),
-    (r'backbone\.conv2\.bn\.', 'bn2.'),
-    (r'backbone\.layer1\.0\.conv\.0\.conv', 'blocks.0.0.conv_dw'),
-    (r'backbone\.layer1\.0\.conv\.0\.bn', 'blocks.0.0.bn1'),
-    (r'backbone\.layer1\.0\.conv\.1\.conv', 'blocks.0.0.conv_pw'),
-    (r'backbone\.layer1\.0\.conv\.1\.bn', 'blocks.0.0.bn2'),
-    *[
-        (rf'backbone\.layer{group + 1}\.(\d)\.conv\.{index}\.{part}', rf'blocks.{group}.\1.{new}')
-        for group in range(1, 7)
-        for index, part, new in [
-            (0, 'conv', 'conv_pw'),
-            (0, 'bn', 'bn1'),
-            (1, 'conv', 'conv_dw'),
-            (1, 'bn', 'bn2'),
-            (2, 'conv', 'conv_pwl'),
-            (2, 'bn', 'bn3'),
-        ]
-    ],
-    (r'head\.fc', 'classifier'),
-]
-TIMM_CONVNEXT = [
-    (r'backbone\.downsample_layers\.0\.', 'stem.'),
-    (r'backbone\.downsample_layers\.(\d)\.', r'stages.\1.downsample.'),
-    (r'backbone\.stages\.(\d)\.(\d)\.depthwise_conv', r'stages.\1.blocks.\2.conv_dw'),
-    (r'backbone\.stages\.(\d)\.(\d)\.pointwise_conv([12])', r'stages.\1.blocks.\2.mlp.fc\3'),
-    (r'backbone\.stages\.(\d)\.(\d)\.', r'stages.\1.blocks.\2.'),
-    (r'backbone\.norm3\.', 'head.norm.'),
-]
+# Names of parts of MMPretrain's networks, and those elsewhere.
 AUTHORS_CONVNEXT = [
     (r'backbone\.(stages\.\d\.\d)\.depthwise_conv', r'\1.dwconv'),
     (r'backbone\.(stages\.\d\.\d)\.pointwise_conv', r'\1.pwconv'),
@@ -286,17 +282,7 @@ AUTHORS_CONVNEXT = [
     (r'backbone\.', ''),
     (r'head\.fc\.', 'head.'),
 ]
-TIMM_DEIT = [
-    (r'backbone\.patch_embed\.projection', 'patch_embed.proj'),
-    (r'backbone\.layers\.(\d)\.ln([12])', r'blocks.\1.norm\2'),
-    (r'backbone\.layers\.(\d)\.ffn\.layers\.0\.0', r'blocks.\1.mlp.fc1'),
-    (r'backbone\.layers\.(\d)\.ffn\.layers\.1', r'blocks.\1.mlp.fc2'),
-    (r'backbone\.layers\.(\d)\.', r'blocks.\1.'),
-    (r'backbone\.ln1\.', 'norm.'),
-    (r'backbone\.', ''),
-    (r'head\.layers\.head\.', 'head.'),
-]
-TIMM_RESNET = [(r'backbone\.', ''), (r'head\.fc\.', 'fc.')]
+TORCHVISION_RESNET = [(r'backbone\.', ''), (r'head\.fc\.', 'fc.')]
 
 
 def renamed(state_dict, rules):
@@ -312,46 +298,23 @@ def renamed(state_dict, rules):
     return new
 
 
-FORMATS = [
-    ('ResNet', TIMM_RESNET, 'timm'),
-    ('MobileNetV2', TIMM_MOBILENET_V2, 'timm'),
-    ('ConvNeXt', TIMM_CONVNEXT, 'timm'),
-    ('ConvNeXt', AUTHORS_CONVNEXT, 'authors'),
-    ('DeiT', TIMM_DEIT, 'DeiT'),
-    *[(name, [('', '')], 'OpenMMLab') for name in CLASSIFIERS],
-]
-
-
-@pytest.mark.parametrize(('name', 'rules', 'source_format'), FORMATS)
-def test_names_of_timm_the_authors_and_mmpretrain(name, rules, source_format):
+@pytest.mark.parametrize(
+    ('name', 'rules', 'source_format'),
+    [
+        ('ConvNeXt', AUTHORS_CONVNEXT, 'authors'),
+        *(
+            (name, [('', '')], 'OpenMMLab')
+            for name in ('ResNet', 'MobileNetV2', 'ConvNeXt', 'DeiT')
+        ),
+    ],
+)
+def test_names_of_the_authors_and_mmpretrain(name, rules, source_format):
     plain, network = plain_classifier(name), kw_classifier(name)
     state_dict = renamed(plain.state_dict(), rules)
     result = warm_start(network, dict(model=state_dict, epoch=299))
     assert source_format in result.source_format
     assert set(result.mapping) == set(state_dict) and not result.fresh
     assert_same_outputs(plain, network)
-
-
-def test_timm_names_are_timms():
-    """Some of the names that timm 1.0 gives, so that the rules above are not only our own."""
-    mobilenet = renamed(plain_classifier('MobileNetV2').state_dict(), TIMM_MOBILENET_V2)
-    assert {
-        'conv_stem.weight', 'bn1.running_mean', 'blocks.0.0.conv_pw.weight', 'blocks.0.0.bn2.bias',
-        'blocks.6.0.conv_pwl.weight', 'blocks.6.0.bn3.weight', 'conv_head.weight', 'bn2.weight',
-        'classifier.bias',
-    } <= set(mobilenet)  # fmt: skip
-    convnext = renamed(plain_classifier('ConvNeXt').state_dict(), TIMM_CONVNEXT)
-    assert {
-        'stem.0.weight', 'stem.1.bias', 'stages.0.blocks.0.gamma', 'stages.0.blocks.1.norm.weight',
-        'stages.1.downsample.1.weight', 'stages.2.blocks.2.mlp.fc1.weight', 'head.norm.weight',
-        'head.fc.weight',
-    } <= set(convnext)  # fmt: skip
-    deit = renamed(plain_classifier('DeiT').state_dict(), TIMM_DEIT)
-    assert {
-        'cls_token', 'pos_embed', 'patch_embed.proj.weight', 'blocks.0.norm1.weight',
-        'blocks.0.attn.qkv.bias', 'blocks.0.attn.proj.weight', 'blocks.2.mlp.fc2.weight',
-        'norm.bias', 'head.weight',
-    } <= set(deit)  # fmt: skip
 
 
 @pytest.mark.parametrize('source', ['bare', 'classifier', 'wrapped'])
@@ -546,7 +509,7 @@ def test_damage_is_named_and_leaves_the_network_as_it_was(case):
 def test_another_architecture_is_refused():
     network = kw_classifier('ResNet')
     with pytest.raises(ValueError, match=r'no known format.*features\.0\.0\.weight.*conv1\.weight'):
-        warm_start(network, torchvision_networks()['MobileNetV2'].state_dict())
+        warm_start(network, torchvision_mobilenet_v2().state_dict())
     with pytest.raises(ValueError, match=r'no place for its .*another architecture or depth'):
         warm_start(network, ResNet(50, **NARROW).state_dict())
     with pytest.raises(ValueError, match=r'it lacks .*another architecture or depth'):
@@ -554,7 +517,7 @@ def test_another_architecture_is_refused():
 
 
 def test_distilled_deit_is_refused():
-    state_dict = renamed(plain_classifier('DeiT').state_dict(), TIMM_DEIT)
+    state_dict = timm_vit().state_dict()
     state_dict['dist_token'] = torch.zeros(1, 1, 48)
     with pytest.raises(ValueError, match='no place for its dist_token'):
         warm_start(kw_classifier('DeiT'), state_dict)
@@ -615,7 +578,7 @@ def run_tool(tmp_path, monkeypatch, capsys):
 
 def test_tool_writes_a_checkpoint_that_loads_strictly(tmp_path, run_tool):
     plain = plain_classifier('ResNet')
-    torch.save(renamed(plain.state_dict(), TIMM_RESNET), tmp_path / 'plain.pth')
+    torch.save(renamed(plain.state_dict(), TORCHVISION_RESNET), tmp_path / 'plain.pth')
     shown = run_tool('plain.pth', 'kw.pth')
     assert 'starts fresh: head.fc\n' in shown
     assert 'not used: fc.weight, fc.bias\n' in shown
