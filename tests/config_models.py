@@ -46,6 +46,20 @@ def model_name(stem: str) -> str:
     return re.sub('mobilenet-v2(?!-w)', 'mobilenet-v2-w100', name)
 
 
+def readme_rows(folder: str) -> dict[str, list[str]]:
+    """The rows of a README's tables that begin with a link to a config, by its stem."""
+    text = (CONFIGS / folder / 'README.md').read_text(encoding='utf-8')
+    rows = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        link = re.fullmatch(r'\[(.+)\]\((.+)\.py\)', cells[0])
+        if link:
+            assert link[1] == link[2], f'{folder}/README.md: {cells[0]} links to another config'
+            assert link[1] not in rows, f'{folder}/README.md lists {link[1]} twice'
+            rows[link[1]] = cells[1:]
+    return rows
+
+
 class Promise(NamedTuple):
     """What the name of a config promises.
 

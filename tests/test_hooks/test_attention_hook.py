@@ -7,11 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from temperature_runs import make_runner
 from tiny_runs import CLASSIFIER, write_classification_data
-from torch import nn
-
-from mmkw.openmmlab.hooks import KWAttentionHook
 
 
 @pytest.fixture
@@ -56,26 +52,3 @@ def test_scalars_and_maps_reach_tensorboard(config):
     other.train()
     for name, value in other.model.state_dict().items():
         torch.testing.assert_close(runner.model.state_dict()[name], value, rtol=0, atol=0)
-
-
-def test_models_without_attentions_are_refused(config):
-    config.custom_hooks = [dict(type='KWAttentionHook')]
-    config.model.backbone.type = 'ResNet'
-    with pytest.raises(ValueError, match='no layers that mix kernels'):
-        Runner.from_cfg(config).train()
-
-
-def test_a_stand_in_for_the_model_of_a_config_is_let_through(tmp_path):
-    """Without a config, as tools do that only draw schedules."""
-    runner = make_runner(
-        tmp_path, [dict(type='KWAttentionHook', interval=1)], 1, nn.Conv2d(4, 4, 3)
-    )
-    runner.train()
-    (log,) = (tmp_path / runner.timestamp).glob('*.log')
-    assert 'mmkw: KWAttentionHook does nothing: Network has no layers' in log.read_text()
-
-
-@pytest.mark.parametrize('options', [dict(interval=0), dict(interval=2, map_interval=3)])
-def test_bad_intervals(options):
-    with pytest.raises(ValueError, match='interval of KWAttentionHook must be'):
-        KWAttentionHook(**options)

@@ -25,7 +25,7 @@ from torch import nn
 import mmkw
 from mmkw.methods import DYConv2d, ODConv2d
 from mmkw.methods.kernel_warehouse import KWConv2d
-from mmkw.openmmlab.hooks import KWTemperatureHook
+from mmkw.openmmlab.hooks import FiniteLossHook, KWAttentionHook, KWTemperatureHook
 
 
 def read_log(work_dir):
@@ -143,20 +143,25 @@ def test_evaluation_uses_the_temperature_of_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('hook', 'arguments', 'message'),
     [
-        (dict(), 'either a positive number of epochs .* iters, but got epochs=None, iters=None'),
-        (dict(epochs=1, iters=1), 'epochs=1, iters=1'),
-        (dict(epochs=0), 'epochs=0'),
-        (dict(iters=-5), 'iters=-5'),
-        (dict(iters=2.5), 'positive whole number of iters.*iters=2.5'),
-        (dict(epochs=1, begin=float('nan')), 'begin must be a finite number, but got nan'),
-        (dict(epochs=1, end='0'), "end must be a finite number, but got '0'"),
+        (KWTemperatureHook, dict(), 'either a positive number of epochs .* epochs=None, iters=N'),
+        (KWTemperatureHook, dict(epochs=1, iters=1), 'epochs=1, iters=1'),
+        (KWTemperatureHook, dict(epochs=0), 'epochs=0'),
+        (KWTemperatureHook, dict(iters=-5), 'iters=-5'),
+        (KWTemperatureHook, dict(iters=2.5), 'positive whole number of iters.*iters=2.5'),
+        (KWTemperatureHook, dict(epochs=1, begin=float('nan')), 'begin must be a finite .* nan'),
+        (KWTemperatureHook, dict(epochs=1, end='0'), "end must be a finite number, but got '0'"),
+        (KWAttentionHook, dict(interval=0), 'interval of KWAttentionHook must be'),
+        (KWAttentionHook, dict(interval=2, map_interval=3), 'interval of KWAttentionHook must be'),
+        (FiniteLossHook, dict(interval=0), 'interval of FiniteLossHook .* 0'),
+        (FiniteLossHook, dict(interval=-1), 'interval of FiniteLossHook .* -1'),
+        (FiniteLossHook, dict(interval=1.5), 'interval of FiniteLossHook .* 1.5'),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_named(hook, arguments, message):
     with pytest.raises(ValueError, match=message):
-        KWTemperatureHook(**arguments)
+        hook(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -203,21 +208,23 @@ def test_methods_with_other_temperatures_do_not_mix(tmp_path):
         make_runner(tmp_path, [hook], layer=layer).train()
 
 
-def test_a_model_without_kw_layers_is_refused(tmp_path):
-    for hook in (dict(type='KWTemperatureHook', epochs=1), dict(type='KWDisableAttentionInitHook')):
-        config = dict(cfg=dict(model=dict(type='Network')))
-        runner = make_runner(tmp_path, [hook], layer=nn.Conv2d(4, 4, 3), **config)
-        with pytest.raises(ValueError, match='Network has no layers with a temperature'):
-            runner.train()
-
-
-def test_a_stand_in_for_the_model_of_a_config_is_let_through(tmp_path):
-    """Without a config, as tools do that only draw schedules."""
-    hook = dict(type='KWTemperatureHook', epochs=1)
+@pytest.mark.parametrize(
+    ('hook', 'message'),
+    [
+        (dict(type='KWTemperatureHook', epochs=1), 'no layers with a temperature'),
+        (dict(type='KWDisableAttentionInitHook'), 'no layers with a temperature'),
+        (dict(type='KWAttentionHook', interval=1), 'no layers that mix kernels'),
+    ],
+)
+def test_models_without_dynamic_layers(tmp_path, hook, message):
+    """That of a config is refused; a stand-in, as of tools that draw schedules, let through."""
+    config = dict(cfg=dict(model=dict(type='Network')))
+    with pytest.raises(ValueError, match=f'Network has {message}'):
+        make_runner(tmp_path, [hook], 1, nn.Conv2d(4, 4, 3), **config).train()
     runner = make_runner(tmp_path, [hook], 1, nn.Conv2d(4, 4, 3))
     runner.train()
-    (log,) = (tmp_path / runner.timestamp).glob('*.log')
-    assert 'mmkw: KWTemperatureHook does nothing: Network has no layers' in log.read_text()
+    log = '\n'.join(path.read_text() for path in tmp_path.rglob('*.log'))
+    assert f'mmkw: {hook["type"]} does nothing: Network has no layers' in log
 
 
 @pytest.mark.slow

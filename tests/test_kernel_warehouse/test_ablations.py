@@ -7,7 +7,7 @@ from torch import nn
 
 from mmkw.methods import DYConv2d, ODConv2d, set_temperature
 from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear, fold_attentions, partition_kernels
-from mmkw.openmmlab.backbones import KWMobileNetV2, KWResNet
+from mmkw.openmmlab.backbones import KWResNet
 
 
 def make(kind=KWConv2d, *args, temperature=0.3, **options):
@@ -96,28 +96,6 @@ def test_without_allocation_the_temperature_has_no_effect():
     assert torch.equal(layer(x), y) and y.std() > 0
 
 
-# Tables 5 to 7
-
-
-@pytest.mark.parametrize(
-    ('depth', 'options', 'parameters', 'warehouses'),
-    [
-        (18, dict(sharing='equal_shapes', spatial_partition=False), 11_777_580, None),
-        (18, dict(sharing='layer'), 11_805_134, 19),
-        (18, dict(sharing='none'), 11_782_094, 19),
-        (50, dict(sharing='equal_shapes'), 26_927_702, 18),
-    ],
-    ids=['Table 5', 'Table 6, layer', 'Table 6, none', 'Table 7'],
-)
-def test_sharing_of_resnets(depth, options, parameters, warehouses):
-    network = KWResNet(depth, **options)
-    classifier = network.feat_dim * 1000 + 1000
-    assert sum(p.numel() for p in network.parameters()) + classifier == parameters
-    assert warehouses in (None, len(network.warehouses))
-    outputs = network(torch.zeros(2, 3, 32, 32))
-    assert outputs[-1].shape[:2] == (2, network.feat_dim)
-
-
 # Tables 10 and 17
 
 
@@ -162,12 +140,6 @@ def test_heads_of_od_conv(options):
     expected = convolve(x * channel[..., None, None], kernels, geometry) * filters[..., None, None]
     torch.testing.assert_close(layer(x), expected + bias)
     torch.testing.assert_close(layer(x), convolve(x, layer.kernels(x), geometry) + bias)
-
-
-def test_parameters_with_heads_of_od_conv():
-    network = KWMobileNetV2(widen_factor=1.0, budget=4, attention=dict(od_heads=True))
-    assert sum(p.numel() for p in network.parameters()) + 1_281_000 == 12_506_207
-    assert network.conv1.conv.attention.channel_fc is None
 
 
 # Combinations that have no meaning

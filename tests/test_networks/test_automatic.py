@@ -487,8 +487,6 @@ def test_complete_plan():
         (dict(layers=['unused']), r"of Odd that cannot .*: 'unused' \(its forward is never called"),
         (dict(layers=['fine', 'read']), r"'read' \(its weight is read outside its forward\)"),
         (dict(layers=['read_too']), "'read_too'.*leave them out of the plan"),
-        (dict(layers=['fin']), "'fin' matches no convolution or linear layer of Odd"),
-        (dict(layers=['fine', 'fi*']), "'fine' is matched by 'fine' and again by 'fi"),
         (dict(layers=['fine'], budgets=2), "'a' has no argument 'budgets'; did you mean 'budget'"),
         (dict(budget=2), "warehouse 'a' needs the argument layers"),
     ],
@@ -516,9 +514,6 @@ def test_empty_plan_is_refused():
         ),
         (dict(max_attention=1e-3), 'attention of each layer .* raise max_attention, or'),
         (dict(max_attention='much'), 'max_attention must be a positive number'),
-        (dict(budget=0), 'budget must be a positive number'),
-        (dict(cell_ratio=2), r'cell_ratio must be one number or two .* of at most 1, but got 2'),
-        (dict(cell_ratio=(1, 1, 1)), r'cell_ratio must be one number or two .* \(1, 1, 1\)'),
         (dict(inputs=torch.zeros(1, 3, 8, 8)), 'needs at least 2 samples'),
     ],
 )  # fmt: skip

@@ -168,30 +168,29 @@ def test_masks_are_for_the_mask_rcnn(dataset, capsys):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_all_follows_from_one_file(dataset, path):
-    settings = dataset / 'own_data/dataset.py'
-    config = Config.fromfile(dataset / 'own_data' / path.name)
-    backbone = config.model.backbone.get('backbone', config.model.backbone)
+    settings, url = dataset / 'own_data/dataset.py', 'https://example.org/detector.pth'
+    text = settings.read_text()
+
+    def read(start=None):
+        """The config and its backbone, with another start than the one written."""
+        if start is not None:
+            settings.write_text(text.replace("'torchvision://resnet50'\n", f'{start}\n'))
+        config = Config.fromfile(dataset / 'own_data' / path.name)
+        return config, config.model.backbone.get('backbone', config.model.backbone)
+
+    config, backbone = read()
     assert backbone.init_cfg.checkpoint == 'torchvision://resnet50'
     assert (backbone.frozen_stages, backbone.norm_eval, config.load_from) == (1, True, None)
+    for start in ('detector.pth', url):
+        config, backbone = read(repr(start))
+        assert (backbone.init_cfg, config.load_from) == (None, start)
+    config, backbone = read('None')
+    assert (backbone.init_cfg, config.load_from) == (None, None)
+    assert (backbone.frozen_stages, backbone.norm_eval) == (-1, False)
 
-    text = settings.read_text().replace("'torchvision://resnet50'\n", "'detector.pth'\n")
-    settings.write_text(text.replace('epochs = 12', 'epochs = 4'))
-    set_classes(dataset, "('cat', 'dog', 'cow')")
-    config = Config.fromfile(dataset / 'own_data' / path.name)
-    backbone = config.model.backbone.get('backbone', config.model.backbone)
-    assert (backbone.init_cfg, config.load_from) == (None, 'detector.pth')
+    text = text.replace('epochs = 12', 'epochs = 4')
+    text = text.replace("('cat', 'dog')", "('cat', 'dog', 'cow')")
+    config, _ = read("'detector.pth'")
     assert config.train_cfg.max_epochs == 4 and config.custom_hooks[0].epochs == 1
     find = load_tool('misc/check_dataset').find_class_counts
     assert {count for _, count in find(config.model)} == {3}
-
-    url = 'https://example.org/detector.pth'
-    settings.write_text(text.replace('detector.pth', url))
-    config = Config.fromfile(dataset / 'own_data' / path.name)
-    backbone = config.model.backbone.get('backbone', config.model.backbone)
-    assert (backbone.init_cfg, config.load_from) == (None, url)
-
-    settings.write_text(text.replace("'detector.pth'\n", 'None\n'))
-    config = Config.fromfile(dataset / 'own_data' / path.name)
-    backbone = config.model.backbone.get('backbone', config.model.backbone)
-    assert (backbone.init_cfg, config.load_from) == (None, None)
-    assert (backbone.frozen_stages, backbone.norm_eval) == (-1, False)

@@ -1,18 +1,14 @@
 """tools/analysis_tools/paper_tables.py: its page is the one in docs, its counts are the models'."""
 
-import re
-from pathlib import Path
-
 import pytest
-from tiny_runs import load_tool, refused
+from config_models import CONFIGS, readme_rows
+from tiny_runs import ROOT, load_tool, refused
 
 # Puts the tool's folder on the path.
 tool = load_tool('analysis_tools/paper_tables')
 
 from paper import PARAMETER_TABLES, TABLES, BuiltModels, printed  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / 'configs'
 # The column of the parameters in the READMEs; the paper's numbers follow it.
 PARAMETERS = dict(imagenet=0, coco=0, ablations=1)
 # Box and mask AP in FDConv's own paper.
@@ -23,14 +19,6 @@ FDCONV = {
 ABLATIONS = sorted((CONFIGS / 'ablations').glob('*.py'))
 
 
-def listed(folder: str) -> dict[str, list[str]]:
-    """The cells of the table rows in a README that begin with a link to a config."""
-    text = (CONFIGS / folder / 'README.md').read_text(encoding='utf-8')
-    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()]
-    links = [(re.fullmatch(r'\[(.+)\]\(\1\.py\)', cells[0]), cells) for cells in rows]
-    return {link[1]: cells[1:] for link, cells in links if link}
-
-
 class ModelsOfReadmes(BuiltModels):
     """With the parameters of the READMEs, which other tests compare with the built models."""
 
@@ -39,7 +27,7 @@ class ModelsOfReadmes(BuiltModels):
         self.counts = {
             f'{folder}/{name}': int(cells[column].replace(',', ''))
             for folder, column in PARAMETERS.items()
-            for name, cells in listed(folder).items()
+            for name, cells in readme_rows(folder).items()
         }
 
     def parameters(self, config):
@@ -62,7 +50,7 @@ def test_the_page_in_docs():
 @pytest.mark.parametrize('folder', PARAMETERS)
 def test_readmes_have_the_papers_numbers(folder):
     """Detectors without the numbers of small, medium and large objects."""
-    rows = listed(folder)
+    rows = readme_rows(folder)
     assert set(rows) == {path.stem for path in (CONFIGS / folder).glob('*.py')}
     for name, cells in rows.items():
         numbers = cells[PARAMETERS[folder] + 1 :]
@@ -82,14 +70,14 @@ def test_the_readme_of_ablations_names_their_tables():
     for table in PARAMETER_TABLES:
         for row in table.rows:
             tables.setdefault(row.config, []).append(str(table.number))
-    for name, cells in listed('ablations').items():
+    for name, cells in readme_rows('ablations').items():
         assert cells[0].split(', ') == tables[f'ablations/{name}'], name
 
 
 @pytest.mark.parametrize('path', ABLATIONS, ids=lambda path: path.stem)
 def test_parameters_of_ablations(path):
     parameters = BuiltModels(CONFIGS).parameters(f'ablations/{path.stem}')
-    assert listed('ablations')[path.stem][1] == f'{parameters:,}'
+    assert readme_rows('ablations')[path.stem][1] == f'{parameters:,}'
 
 
 def test_prints_tables(capsys):

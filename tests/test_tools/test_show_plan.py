@@ -1,14 +1,9 @@
 """tools/analysis_tools/show_plan.py on configs of both packages."""
 
 import re
-from pathlib import Path
 
 import pytest
-
-import mmkw
-
-ROOT = Path(mmkw.__file__).parents[1]
-TOOL = ROOT / 'tools/analysis_tools/show_plan.py'
+from tiny_runs import ROOT, load_tool, refused
 
 # A backbone of the other package, whose own layers (LN2d, GRN) are in that one's registry only.
 DETECTOR = """
@@ -53,12 +48,8 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def main(monkeypatch):
-    """The tool's main function, imported as Python does when it runs the tool."""
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    import show_plan
-
-    return show_plan.main
+def main():
+    return load_tool('analysis_tools/show_plan').main
 
 
 def test_automatic_plan_of_a_backbone_of_another_scope(config, main, capsys):
@@ -103,11 +94,9 @@ def test_plan_of_a_backbone_of_the_paper(main, capsys):
         (['model.backbone=None'], 'config.py has no model.backbone, whose plan could be shown'),
     ],
 )
-def test_errors_take_one_line(options, message, config, main):
-    with pytest.raises(SystemExit) as error:
-        main([config(CLASSIFIER), '--cfg-options', *options])
-    assert str(error.value).startswith('error: ') and '\n' not in str(error.value)
-    assert message in str(error.value)
+def test_errors_take_one_line(options, message, config):
+    tool = load_tool('analysis_tools/show_plan')
+    assert message in refused(tool, config(CLASSIFIER), '--cfg-options', *options)
 
 
 def test_plain_backbone_is_refused(config, main):
