@@ -240,9 +240,10 @@ def test_autocast(method):
 
 
 @pytest.mark.usefixtures('blocks')
+@pytest.mark.parametrize('geometry', [CONV, dict(kernel_size=1)], ids=str)
 @every_method
-def test_channels_last(method):
-    layer = make(method, **CONV).eval()
+def test_channels_last(method, geometry):
+    layer = make(method, **geometry).eval()
     x = random_input(3, 8, 16, 16)
     expected = gradients(layer, x, layer)
     layer.to(memory_format=torch.channels_last)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 
 import mmcv
@@ -85,24 +84,12 @@ def test_sound_dataset(dataset, capsys):
     assert 'nothing is wrong' in output
 
 
-@pytest.mark.parametrize(
-    ('classes', 'message'),
-    [
-        ("('dog', 'cat')", "another order than in the file.*use \\('cat', 'dog'\\)"),
-        ("('cat', 'Dog')", 'classes that the file does not: Dog; the file has cat, dog'),
-        ("('cat',)", 'categories that the config does not: dog'),
-    ],
-)
-def test_classes(dataset, capsys, classes, message):
-    set_classes(dataset, classes)
+def test_categories_that_the_config_leaves_out(dataset, capsys):
+    """Classes that do not fit the file are those of test_class_names_hook.py."""
+    set_classes(dataset, "('cat',)")
     status, output = check(dataset, capsys)
     assert 'things to put right' in status
-    assert re.search(message, output)
-
-
-def test_a_single_class_without_a_comma(dataset, capsys):
-    set_classes(dataset, "('cat')")
-    assert "a single class needs a comma: ('cat',)" in check(dataset, capsys)[0]
+    assert 'categories that the config does not: dog' in output
 
 
 def test_a_category_without_a_name(dataset, capsys):
