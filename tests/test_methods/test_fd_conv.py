@@ -11,6 +11,7 @@ from fd_conv_by_hand import fd_conv
 from golden import load_golden, make_input, make_tensor
 from torch import nn
 
+from mmkw.analysis.complexity import cost_by_stage
 from mmkw.methods.fd_conv import (
     FDConv,
     FDConv2d,
@@ -280,6 +281,17 @@ def test_empty_batches_and_recordings():
     with pytest.raises(RuntimeError, match='cannot be recorded'):
         torch.export.export(layer, (x,), strict=False)
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_operations_are_counted():
+    """By a trace, which is only for the size that it sees."""
+    network = nn.Sequential(FDConv2d(32, 48, 3, padding=1, num_kernels=8))
+    (cost,) = cost_by_stage(network, (torch.randn(1, 32, 6, 5),))
+    assert cost.operations.convolution == 6 * 5 * 48 * 32 * 9
+    # Hidden vector, gates of 32, 48 and 9 values, and 8 weights of sets.
+    assert cost.operations.attention == 32 * 16 + 16 * (32 + 48 + 9 + 8)
+    # Real and imaginary parts of coefficients, four gates, and a convolution of 3 for local ones.
+    assert cost.operations.assembling == 2 * 144 * 49 + 4 * 48 * 32 * 9 + 48 * 9 * 3 * 32
 
 
 def test_layers_on_the_meta_device_leave_no_trace():

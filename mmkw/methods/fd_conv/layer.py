@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ...arguments import check_positive, checks_arguments
 from ...ops.mixing import scale_maps, scale_positions
-from ...ops.routes import add_bias, kernel_conv, recording_mode
+from ...ops.routes import add_bias, is_forced, kernel_conv, recording_mode
 from ..base import DynamicConvNd, IntOrTuple
 from ..loaded import check_attention, tensor_of
 from ..registry import Method, register_method
@@ -251,9 +251,10 @@ class FDConv2d(DynamicConvNd):
 
     def pad(self, x: Tensor) -> Tensor:
         """Gate the bands of the input, then pad it."""
-        # The compiler, which is not refused, says that it exports, too.
+        # The compiler, which is not refused, says that it exports, too. Counting operations forces
+        # the reference, as its trace is only for the size that it sees.
         is_recorded = recording_mode() == 'any batch' and not _is_compiling()
-        if is_recorded and not self.is_plain:
+        if is_recorded and not self.is_plain and not is_forced('reference'):
             raise RuntimeError(
                 f'{self.title()} cannot be recorded: the Fourier transforms of FDConv2d are for '
                 f'one size only there, and ONNX has none; run it in PyTorch'
@@ -324,13 +325,16 @@ class FDConv2d(DynamicConvNd):
 
     @property
     def mixing_operations(self) -> int:
-        """A multiply-add for each coefficient, and for each gate of each element of the kernel."""
+        """Those of coefficients and gates, without Fourier transforms and gated bands."""
         if self.is_plain:
             return 0
         heads = (self.KSM_Global.channel_fc, self.KSM_Global.filter_fc, self.KSM_Global.spatial_fc)
         gates = sum(module is not None for module in (*heads, self.KSM_Local))
         coefficients = 2 * self.copies * int(math.prod(self.spectrum_shape) * self.kept)
-        return coefficients + gates * math.prod(self.kernel_shape)
+        local = 0
+        if self.KSM_Local is not None:
+            local = self.KSM_Local.conv.weight.numel() * self.in_channels
+        return coefficients + local + gates * math.prod(self.kernel_shape)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         kernel = None if self.is_plain else tensor_of(state_dict, prefix + 'weight')
