@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .loading import load_checkpoint
 from .released_kernel_warehouse import identify_kernel_warehouse, is_kernel_warehouse
-from .released_models import CLASSIFIER, DETECTOR
+from .released_networks import CLASSIFIER, DETECTOR
 from .released_odconv import identify_odconv, is_odconv
 from .saving import save_checkpoint
 from .tensor_checks import FLOATS, check_names, check_values, same_but_ones

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from .network_sizes import (
-    MOBILENET_V2_OUTPUTS,
-    mobilenet_v2_channels,
-    mobilenet_v2_width,
-    resnet_channels,
-    resnet_depth,
-    tensor_length,
+from .released_networks import (
+    CLASSIFIER,
+    DETECTOR,
+    MOBILENET_V2,
+    RESNET,
+    IdentifiedModel,
+    build_released,
+    find_family,
+    new_names,
 )
-from .plain_tensor_names import FORMATS, rename
-from .released_models import CLASSIFIER, DETECTOR, IdentifiedModel, build_classifier, build_detector
 
 # Every ODConv layer has a channel attention, and no other layer has one.
 _MARK = '.attention.channel_fc.'
-_RESNET_NAMES = [(r'fc\.', 'head.fc.'), (r'', 'backbone.')]
-_MOBILENET_V2_NAMES = FORMATS['MobileNetV2 of torchvision']
 # Which convolutions are ODConv layers; see the docs of DynamicBackbone.
-_RESNET_LAYERS = ['layer*.conv?']
-_MOBILENET_V2_LAYERS = ['layer*', 'conv2.conv']
+_LAYERS = {RESNET: ['layer*.conv?'], MOBILENET_V2: ['layer*', 'conv2.conv']}
 # The networks with configs, by the name that these have.
 _CLASSIFIERS = {
     **{f'resnet{depth}-{kernels}x': '8xb32-100e' for depth in (18, 34, 50) for kernels in (1, 4)},
@@ -59,37 +55,26 @@ def identify_odconv(
             or these kernels.
     """
     kernels = _num_kernels({short: released[name] for name, short in names.items()})
-    is_mobilenet_v2 = any(short.startswith('features.0.0.') for short in names.values())
-    targets = _targets(names, _MOBILENET_V2_NAMES if is_mobilenet_v2 else _RESNET_NAMES)
+    family = find_family(names.values(), _LAYERS)
+    targets = new_names(names, family)
     tensors = {target: released[name] for name, target in targets.items()}
-    if is_mobilenet_v2:
-        width = mobilenet_v2_width(tensors, (1.0, 0.75, 0.5))
-        plain = dict(type='mmpretrain.MobileNetV2', widen_factor=width)
-        layers, out_indices = _MOBILENET_V2_LAYERS, MOBILENET_V2_OUTPUTS
-        channels = mobilenet_v2_channels(width)
-        name = f'mobilenet-v2-w{100 * width:03.0f}-{kernels}x'
-    else:
-        depth = resnet_depth(tensors)
-        plain = dict(type='mmpretrain.ResNet', depth=depth)
-        layers, out_indices = _RESNET_LAYERS, (0, 1, 2, 3)
-        channels = resnet_channels(depth)
-        name = f'resnet{depth}-{kernels}x'
+    size = family.find_size(tensors)
+    plain = {'type': f'mmpretrain.{family.backbone}', family.size_name: size}
     backbone = dict(
         type='DynamicBackbone',
         backbone=plain,
         layer=dict(type='ODConv2d', num_kernels=kernels),
-        layers=layers,
+        layers=list(_LAYERS[family]),
     )
-    meta: dict[str, Any] = dict(model=kind, backbone=backbone, config=_find_config(kind, name))
-    if kind == DETECTOR:
-        in_detector = dict(backbone, backbone=dict(plain, out_indices=out_indices))
-        return IdentifiedModel(meta, build_detector(in_detector, channels), targets)
-    meta['head'] = dict(
-        type='mmpretrain.LinearClsHead',
-        num_classes=tensor_length(tensors, 'head.fc.bias'),
-        in_channels=channels[-1],
+    meta, model = build_released(
+        kind,
+        backbone,
+        in_detector=dict(backbone, backbone={**plain, **family.in_detector}),
+        channels=family.channels(size),
+        tensors=tensors,
+        config=_find_config(kind, f'{family.config_name(size)}-{kernels}x'),
     )
-    return IdentifiedModel(meta, build_classifier(backbone, meta['head']), targets)
+    return IdentifiedModel(meta, model, targets)
 
 
 def _find_config(kind: str, name: str) -> str | None:
@@ -99,16 +84,6 @@ def _find_config(kind: str, name: str) -> str | None:
     if kind == CLASSIFIER and name in _CLASSIFIERS:
         return f'configs/imagenet/odconv-{name}_{_CLASSIFIERS[name]}_in1k.py'
     return None
-
-
-def _targets(names: Mapping[str, str], rules: Sequence[tuple[str, str]]) -> dict[str, str]:
-    targets = {}
-    for name, short in names.items():
-        target = rename(short.replace('.attention.bn.', '.attention.norm.'), rules)
-        if target is None:
-            raise ValueError(f'{name} of an ODConv MobileNetV2 is unknown')
-        targets[name] = target
-    return targets
 
 
 def _num_kernels(tensors: Mapping[str, Tensor]) -> int:
