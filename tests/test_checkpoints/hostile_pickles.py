@@ -33,10 +33,15 @@ class Call:
         raise AssertionError('only its pickle is of use')
 
 
+def creates(marker):
+    """An object whose unpickling creates the file ``marker``."""
+    return Call(os.system, f'touch {marker}')
+
+
 def payloads(marker):
     """Objects whose unpickling creates the file ``marker``, with the name they need for it."""
     command = f'touch {marker}'
-    shell = Call(os.system, command)
+    shell = creates(marker)
 
     inner = marker.parent / 'inner.pth'
     torch.save(shell, inner)

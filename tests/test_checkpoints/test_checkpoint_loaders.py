@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hostile_pickles import creates
 from mmengine.fileio import LocalBackend
 from mmengine.fileio.backends import backends
 from mmengine.model import BaseModule
@@ -28,16 +29,6 @@ from torch import nn
 from mmkw.checkpoints import CheckpointError, UnsafeCheckpointError
 
 WEIGHTS = dict(weight=torch.eye(2), bias=torch.ones(2))
-
-
-class Payload:
-    """Creates a file when a trusting reader unpickles it."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.marker}',)
 
 
 class Requests(list):
@@ -92,7 +83,7 @@ def server(tmp_path, marker, cache, monkeypatch):
     folder = tmp_path / 'site'
     folder.mkdir()
     torch.save(dict(state_dict=WEIGHTS), folder / 'good.pth')
-    torch.save(dict(state_dict=WEIGHTS, meta=Payload(marker)), folder / 'hostile.pth')
+    torch.save(dict(state_dict=WEIGHTS, meta=creates(marker)), folder / 'hostile.pth')
     (folder / 'truncated.pth').write_bytes((folder / 'good.pth').read_bytes()[:-40])
     (folder / 'page.pth').write_text('<!DOCTYPE html>')
     requests = Requests()
@@ -185,7 +176,7 @@ def test_init_cfg(server):
 def test_init_cfg_with_a_prefix(tmp_path, marker):
     state_dict = {f'backbone.{name}': value for name, value in WEIGHTS.items()}
     torch.save(dict(state_dict=state_dict), tmp_path / 'good.pth')
-    torch.save(dict(state_dict=state_dict, meta=Payload(marker)), tmp_path / 'hostile.pth')
+    torch.save(dict(state_dict=state_dict, meta=creates(marker)), tmp_path / 'hostile.pth')
     model = Pretrained(checkpoint=str(tmp_path / 'good.pth'), prefix='backbone.')
     model.init_weights()
     assert_good(dict(state_dict=model.state_dict()))
@@ -215,7 +206,7 @@ def test_model_names(name, urls, cache, marker):
     torch.save(dict(state_dict=dict(state_dict, **other)), path)
     assert_good(load(name))
 
-    torch.save(dict(state_dict=state_dict, meta=Payload(marker)), path)
+    torch.save(dict(state_dict=state_dict, meta=creates(marker)), path)
     with pytest.raises(UnsafeCheckpointError):
         load(name)
     with pytest.raises(CheckpointError, match=rf'{name}x: no model of this name.*{model}'):
@@ -227,7 +218,7 @@ def test_own_model_names(server, tmp_path, cache, marker):
     names = dict(mine=f'{server.url}/good.pth', local='local.pth', hostile='hostile.pth')
     (tmp_path / 'mmengine' / 'open_mmlab.json').write_text(json.dumps(names))
     torch.save(dict(state_dict=WEIGHTS), tmp_path / 'mmengine' / 'local.pth')
-    torch.save(Payload(marker), tmp_path / 'mmengine' / 'hostile.pth')
+    torch.save(creates(marker), tmp_path / 'mmengine' / 'hostile.pth')
     assert_good(load('open-mmlab://mine'))
     assert_good(load('open-mmlab://local'))
     with pytest.raises(UnsafeCheckpointError):
@@ -242,7 +233,7 @@ def test_object_store(scheme, tmp_path, marker, monkeypatch):
 
     monkeypatch.setitem(backends, 'petrel', Store)
     torch.save(dict(state_dict=WEIGHTS), tmp_path / 'good.pth')
-    torch.save(Payload(marker), tmp_path / 'hostile.pth')
+    torch.save(creates(marker), tmp_path / 'hostile.pth')
     assert_good(load(f'{scheme}://good.pth'))
     with pytest.raises(UnsafeCheckpointError, match=f'{scheme}://hostile.pth'):
         load(f'{scheme}://hostile.pth')
@@ -258,7 +249,7 @@ def test_pavi(tmp_path, marker, monkeypatch):
         def download(self, path):
             torch.save(self.content, path)
 
-    models = dict(good=Model(dict(state_dict=WEIGHTS)), hostile=Model(Payload(marker)))
+    models = dict(good=Model(dict(state_dict=WEIGHTS)), hostile=Model(creates(marker)))
     monkeypatch.setitem(sys.modules, 'pavi', SimpleNamespace(modelcloud=models))
     assert_good(load('pavi://good'))
     with pytest.raises(UnsafeCheckpointError):

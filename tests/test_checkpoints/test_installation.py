@@ -6,6 +6,7 @@ import mmengine.runner
 import numpy as np
 import pytest
 import torch
+from hostile_pickles import creates
 from mmdet.apis import DetInferencer
 from mmengine.fileio import LocalBackend, dump, get_file_backend, put, put_text
 from mmengine.fileio.backends import backends, prefix_to_backends
@@ -22,14 +23,6 @@ from mmkw.checkpoints import (
 )
 
 MODULES = (mmengine.runner, mmengine.runner.checkpoint, mmengine.runner.runner)
-
-
-class Payload:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
 
 
 @pytest.fixture
@@ -97,7 +90,7 @@ def test_reading_before_with_and_after(uninstalled, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     marker, good, hostile = tmp_path / 'marker', tmp_path / 'good.pth', tmp_path / 'hostile.pth'
     torch.save(dict(state_dict=dict(weight=torch.ones(2))), good)
-    torch.save(Payload(marker), hostile)
+    torch.save(creates(marker), hostile)
     for is_installed in (False, True, False):
         if is_installed:
             install()
@@ -109,10 +102,10 @@ def test_reading_before_with_and_after(uninstalled, tmp_path, monkeypatch):
                 load(hostile)
         else:
             load(hostile)
-            marker.rmdir()
+            marker.unlink()
         # Those who call torch themselves get what they ask for.
         torch.load(hostile, weights_only=False)
-        marker.rmdir()
+        marker.unlink()
 
 
 def test_writing_before_with_and_after(uninstalled, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile_pickles import creates
 from mmengine.runner import load_checkpoint as load_into_model
 from toy_runs import Toy, toy_runner
 
@@ -141,14 +142,6 @@ def test_bad_arguments_are_named(tmp_path):
         publish_checkpoint(source, tmp_path / 'b.pth')
 
 
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def test_checkpoint_hook_publishes(tmp_path):
     """MMEngine's hook reads the last checkpoint again for that."""
     hook = dict(type='CheckpointHook', published_keys=['meta', 'state_dict'])
@@ -168,7 +161,7 @@ def test_tool(trained, tmp_path, monkeypatch, capsys):
     assert f'{trained[1]} -> {path} (' in capsys.readouterr().out
     assert path == publish_checkpoint(trained[1], tmp_path / 'toy.pth', use_ema=False)
 
-    hostile = save(tmp_path / 'hostile.pth', state_dict=Payload(tmp_path / 'ran'))
+    hostile = save(tmp_path / 'hostile.pth', state_dict=creates(tmp_path / 'ran'))
     with pytest.raises(UnsafeCheckpointError):
         publish_checkpoint(hostile, tmp_path / 'out.pth')
     with pytest.raises(SystemExit) as error:

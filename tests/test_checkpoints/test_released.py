@@ -3,11 +3,11 @@
 import copy
 import hashlib
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
 from config_models import CONFIGS, load
+from edits import drop, put
 from golden import (
     assert_stages_match,
     load_golden,
@@ -18,6 +18,7 @@ from golden import (
     released_shape,
     stage_outputs,
 )
+from hostile_pickles import creates
 from mmengine.registry import MODELS, init_default_scope
 from tiny_runs import load_tool, refused
 from torch import nn
@@ -203,19 +204,6 @@ def test_other_networks_of_the_paper_are_told_apart(golden_name, backbone, tmp_p
         assert torch.equal(converted[name], value), name
 
 
-@pytest.fixture(scope='module')
-def released_file(tmp_path_factory):
-    """Path of the released file of a golden file's name."""
-    folder = tmp_path_factory.mktemp('released')
-
-    def path(name='kw_resnet18_1x'):
-        if not (folder / name).exists():
-            torch.save(make_released_checkpoint(load_golden(name)), folder / name)
-        return folder / name
-
-    return path
-
-
 def test_averaged_weights_are_taken_where_there_are_any(released_file, tmp_path, capsys):
     checkpoint = mmkw.checkpoints.load_checkpoint(released_file('kw_mobilenetv2_050_1x'))
     last = checkpoint['model']
@@ -280,23 +268,6 @@ def test_checkpoint_of_another_depth_or_budget_is_refused(released_file, tmp_pat
     backbone = MODELS.build(dict(type='KWResNet', init_cfg=init_cfg, **other))
     with pytest.raises(ValueError, match=r'cells of the checkpoint has shape .*depth, budget'):
         backbone.init_weights()
-
-
-def drop(start):
-    """An edit that removes the tensors whose names start so."""
-
-    def edit(state_dict):
-        for name in [name for name in state_dict if name.startswith(start)]:
-            del state_dict[name]
-
-    return edit
-
-
-def put(**shapes):
-    """An edit that sets tensors, named with ``__`` for a dot."""
-    return lambda state_dict: state_dict.update(
-        {name.replace('__', '.'): torch.zeros(shape) for name, shape in shapes.items()}
-    )
 
 
 def set_value(name, value):
@@ -511,11 +482,7 @@ def test_tool_says_in_one_line_what_is_wrong(tmp_path):
     torch.save(dict(weight=torch.zeros(3)), other)
     payload = tmp_path / 'payload.pth'
 
-    class Payload:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / 'ran',)
-
-    torch.save(dict(model={}, args=Payload()), payload)
+    torch.save(dict(model={}, args=creates(tmp_path / 'ran')), payload)
     for path in (other, payload, tmp_path / 'missing.pth'):
         assert str(path) in refused(TOOL, path, tmp_path / 'mmkw.pth')
     assert not (tmp_path / 'mmkw.pth').exists()

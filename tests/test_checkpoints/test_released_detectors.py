@@ -1,10 +1,8 @@
 """Released Mask R-CNNs, files of MMDetection 2: converted by the tool, they detect the same."""
 
-import pickle
-from pathlib import Path
-
 import pytest
 import torch
+from edits import drop, put
 from golden import (
     CLASSIFIER,
     assert_stages_match,
@@ -170,27 +168,13 @@ def weights():
     return release(build_detector(DEFAULT), DETECTORS[DEFAULT])[0]
 
 
-def without(start):
-    def edit(state_dict):
-        for name in [name for name in state_dict if name.startswith(start)]:
-            del state_dict[name]
-
-    return edit
-
-
 def as_in_mmdetection_1(state_dict):
     for name in [name for name in state_dict if name.startswith('roi_head.')]:
         state_dict[name[len('roi_head.') :]] = state_dict.pop(name)
 
 
-def put(**shapes):
-    return lambda state_dict: state_dict.update(
-        {name.replace('__', '.'): torch.zeros(shape) for name, shape in shapes.items()}
-    )
-
-
 DAMAGES = {
-    'no heads': (without('roi_head.mask_head.'), r'roi_head\.mask_head\.convs\.0\.conv\.weight'),
+    'no heads': (drop('roi_head.mask_head.'), r'roi_head\.mask_head\.convs\.0\.conv\.weight'),
     'heads of MMDetection 1': (
         as_in_mmdetection_1,
         r'the model has no bbox_head\.fc_cls\.weight',
@@ -199,13 +183,13 @@ DAMAGES = {
         put(roi_head__bbox_head__fc_cls__bias=(21,)),
         r'looks like MaskRCNN with .*roi_head\.bbox_head\.fc_cls\.bias.*\[21\].*\[81\]',
     ),
-    'no backbone': (without('backbone.features.'), r'found those of none'),
+    'no backbone': (drop('backbone.features.'), r'found those of none'),
     'another neck': (
         put(neck__lateral_convs__0__conv__weight=(256, 16, 1, 1)),
         r'neck\.lateral_convs\.0\.conv\.weight',
     ),
     'a warehouse less': (
-        without('backbone.warehouse_manager.weights.12'),
+        drop('backbone.warehouse_manager.weights.12'),
         r"nearest is .*'budget': 1}, but \S+weights\.12 is missing",
     ),
     'one tensor with and without the prefix of distributed training': (
@@ -242,14 +226,3 @@ def test_other_classes_of_the_same_number_are_refused(weights, tmp_path):
     torch.save(dict(meta=dict(CLASSES=80), state_dict=weights), tmp_path / 'other.pth')
     with pytest.raises(ValueError, match=r'other.pth cannot be converted: .*CLASSES.*: found 80$'):
         convert_released(tmp_path / 'other.pth')
-
-
-def test_payload_beside_a_detector_does_not_run(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / 'ran',)
-
-    torch.save(dict(meta=dict(config=Payload()), state_dict={}), tmp_path / 'payload.pth')
-    with pytest.raises(pickle.UnpicklingError, match='payload.pth was not loaded'):
-        convert_released(tmp_path / 'payload.pth')
-    assert not (tmp_path / 'ran').exists()

@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 from config_models import CONFIGS, build, load
+from edits import drop, put
 from golden import (
     assert_stages_match,
     load_golden,
     make_input,
-    make_released_checkpoint,
     relative_error,
     stage_outputs,
 )
@@ -31,24 +31,11 @@ OTHERS = [
 ]
 
 
-@pytest.fixture(scope='module')
-def released(tmp_path_factory):
-    """Path of the released file of a golden file's name."""
-    folder = tmp_path_factory.mktemp('released')
-
-    def path(name):
-        if not (folder / name).exists():
-            torch.save(make_released_checkpoint(load_golden(name)), folder / name)
-        return folder / name
-
-    return path
-
-
 @pytest.mark.parametrize('name', GOLDEN)
-def test_converted_checkpoint_matches_released_model(name, released, tmp_path, capsys):
+def test_converted_checkpoint_matches_released_model(name, released_file, tmp_path, capsys):
     golden = load_golden(name)
     load_tool('model_converters/released_to_mmkw').main(
-        [str(released(name)), str(tmp_path / 'mmkw.pth')]
+        [str(released_file(name)), str(tmp_path / 'mmkw.pth')]
     )
     out = capsys.readouterr().out
     assert f'config: configs/imagenet/{GOLDEN[name]}.py' in out
@@ -142,23 +129,6 @@ def test_mask_rcnn_is_converted_too(tmp_path):
         assert torch.equal(released.checkpoint['state_dict'][name], value), name
 
 
-def drop(start):
-    """An edit that removes the tensors whose names start so."""
-
-    def edit(weights):
-        for name in [name for name in weights if name.startswith(start)]:
-            del weights[name]
-
-    return edit
-
-
-def put(**shapes):
-    """An edit that sets tensors, named with ``__`` for a dot."""
-    return lambda weights: weights.update(
-        {name.replace('__', '.'): torch.zeros(shape) for name, shape in shapes.items()}
-    )
-
-
 RESNET, MOBILENET = GOLDEN
 DAMAGES = {
     'a block less': (RESNET, drop('layer3.1.'), r'no ResNet .* has \(2, 2, 1, 2\) basic blocks'),
@@ -190,8 +160,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(('name', 'edit', 'message'), DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_named(name, edit, message, released, tmp_path):
-    weights = load_checkpoint(released(name))['model']
+def test_damage_is_named(name, edit, message, released_file, tmp_path):
+    weights = load_checkpoint(released_file(name))['model']
     edit(weights)
     torch.save(dict(model=weights), tmp_path / 'edited.pth')
     with pytest.raises(ValueError, match=message) as error:
@@ -200,6 +170,6 @@ def test_damage_is_named(name, edit, message, released, tmp_path):
     assert not (tmp_path / 'mmkw.pth').exists()
 
 
-def test_old_name_of_the_tool_converts_too(released):
+def test_old_name_of_the_tool_converts_too(released_file):
     tool = load_tool('model_converters/kernelwarehouse_to_mmkw')
-    tool.main([str(released(MOBILENET)), '--dry-run'])
+    tool.main([str(released_file(MOBILENET)), '--dry-run'])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile_pickles import creates
 from mmengine.config import Config
 from mmengine.runner.checkpoint import save_checkpoint as save_by_mmengine
 from toy_runs import toy_runner
@@ -247,18 +248,14 @@ def test_nothing_to_resume_from(run, tmp_path):
         assert part in str(error.value)
 
 
-class Payload:
-    def __reduce__(self):
-        return os.system, ('true',)
-
-
 @pytest.mark.parametrize('name', ['epoch_3.pth', 'epoch_2.pth'])
 def test_classes_that_are_not_admitted_are_no_damage(name, run):
     if name == 'epoch_2.pth':
         (run / 'epoch_3.pth').unlink()
-    torch.save(Payload(), run / name)
+    torch.save(creates(run / 'ran'), run / name)
     with pytest.raises(UnsafeCheckpointError, match='posix.system'):
         latest_checkpoint(run)
+    assert not (run / 'ran').exists()
 
 
 def test_a_run_without_a_seed_is_resumed_with_its_own(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from hostile_pickles import creates
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import load_checkpoint as load_with_mmengine
@@ -623,11 +624,8 @@ def test_missing_and_unsafe_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='missing.pth does not exist'):
         convert_plain(kw_classifier('ResNet'), tmp_path / 'missing.pth')
 
-    class Payload:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / 'ran',)
-
-    torch.save(dict(state_dict={}, args=Payload()), tmp_path / 'payload.pth')
+    hostile = dict(state_dict={}, args=creates(tmp_path / 'ran'))
+    torch.save(hostile, tmp_path / 'payload.pth')
     with pytest.raises(mmkw.checkpoints.UnsafeCheckpointError):
         convert_plain(kw_classifier('ResNet'), tmp_path / 'payload.pth', tmp_path / 'kw.pth')
     assert {path.name for path in tmp_path.iterdir()} == {'payload.pth'}
