@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import write_whole
 from .loading import load_checkpoint
-from .saving import save_bytes
 from .tensor_checks import check_names, check_values
 
 
@@ -65,7 +65,7 @@ def publish_checkpoint(
     dst = Path(dst)
     stem = dst.name[: -len('.pth')] if dst.suffix == '.pth' else dst.name
     path = dst.with_name(f'{stem}-{hashlib.sha256(content).hexdigest()[:8]}.pth')
-    save_bytes(content, path)
+    write_whole(content, path, sync=True)
     return path
 
 

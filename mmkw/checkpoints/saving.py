@@ -25,7 +25,7 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
         OSError: if the disk is full, or the destination a device or a folder.
     """
     if Path(path).suffix == SUFFIX:
-        save_bytes(checkpoint_to_bytes(checkpoint), path)
+        write_whole(checkpoint_to_bytes(checkpoint), path, sync=True)
         return
     with whole_file(path) as file:
         recorder = _ErrorRecorder(file)
@@ -54,8 +54,3 @@ class _ErrorRecorder:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def save_bytes(content: bytes, path: str | os.PathLike) -> None:
-    """Like :func:`save_checkpoint`, for what is bytes already."""
-    write_whole(content, path, sync=True)
