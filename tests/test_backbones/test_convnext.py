@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from kernels import assert_plain_at_temperature_1, trainable
+from kernels import trainable
 from mmpretrain.models.backbones import ConvNeXt
 from torch import nn
 
-from mmkw.methods.kernel_warehouse import KWConv2d, KWLinear
 from mmkw.networks import partition_network
 from mmkw.openmmlab.backbones import KWConvNeXt, convnext_plan
 
@@ -58,21 +57,6 @@ def test_plan_covers_every_convolution_once():
     assert partitions['stage2_depthwise'].num_cells == partitions['stage2_depthwise'].num_mixtures
     half = partitions['stage2_pointwise']
     assert half.num_cells * 2 == half.num_mixtures == 32
-
-
-@pytest.mark.parametrize('linear_pw_conv', [True, False])
-def test_at_temperature_1_equals_the_plain_network(linear_pw_conv):
-    torch.manual_seed(0)
-    arguments = dict(
-        layer_scale_init_value=1.0,
-        linear_pw_conv=linear_pw_conv,
-        gap_before_final_norm=False,
-    )
-    kw = KWConvNeXt(**SMALL, **arguments, out_indices=[0, 1, 2, 3])
-    plain = ConvNeXt(**SMALL, **arguments, out_indices=[0, 1, 2, 3])
-    pointwise = KWLinear if linear_pw_conv else KWConv2d
-    assert isinstance(kw.stages[0][0].pointwise_conv1, pointwise)
-    assert_plain_at_temperature_1(kw, plain, torch.randn(2, 3, 64, 64))
 
 
 def test_budget_none_is_the_plain_network():

@@ -6,7 +6,7 @@ import mmdet
 import pytest
 import torch
 import torch.distributed as dist
-from kernels import assert_plain_at_temperature_1, trainable
+from kernels import trainable
 from mmdet.models.backbones import ResNet as MMDetResNet
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
@@ -87,15 +87,6 @@ def test_bottleneck_entry_of_stage_1_is_plain():
     assert plain == ['conv1', 'layer1.0.conv1', 'layer1.0.downsample.0']
     assert backbone.layer2[0].conv1.warehouse is backbone.warehouses['layer1']
     assert backbone.layer2[0].conv2.stride == (2, 2)
-
-
-@pytest.mark.parametrize('depth', [18, 50])
-@pytest.mark.parametrize('plain_type', [MMPretrainResNet, MMDetResNet])
-def test_at_temperature_1_equals_the_plain_network(depth, plain_type):
-    arguments = dict(depth=depth, base_channels=16, stem_channels=16, out_indices=(0, 1, 2, 3))
-    torch.manual_seed(0)
-    kw, plain = KWResNet(**arguments), plain_type(**arguments)
-    assert_plain_at_temperature_1(kw, plain, torch.randn(2, 3, 64, 64))
 
 
 def test_budget_none_is_the_plain_network():

@@ -37,6 +37,10 @@ SMALL = {
         lambda: ConvNeXt(SMALL_CONVNEXT),
         lambda b: KWConvNeXt(SMALL_CONVNEXT, b, blocks_per_warehouse=2),
     ),
+    'ConvNeXt of convolutions': (
+        lambda: ConvNeXt(SMALL_CONVNEXT, linear_pw_conv=False),
+        lambda b: KWConvNeXt(SMALL_CONVNEXT, b, linear_pw_conv=False),
+    ),
     'DeiT': (
         lambda: VisionTransformer(SMALL_VIT, img_size=SIZE),
         lambda b: KWVisionTransformer(SMALL_VIT, b, blocks_per_warehouse=2, img_size=SIZE),
