@@ -113,13 +113,13 @@ class AttentionRecorder:
     def _adder(self, name: str):
         # Before the forward pass: layers that follow the routing of another one find it there.
         def add(layer: Any, inputs: tuple) -> None:
-            with torch.no_grad(), _evaluating(layer.attention):
+            with torch.no_grad(), _evaluating(layer):
                 x = inputs[0]
                 if not len(x):
                     return
                 if isinstance(layer, DynamicLinear):
                     x = layer.tokens(x).transpose(1, 2)
-                weights = layer.mix(layer.pool(x)).coefficients.double()
+                weights = layer.mixing_weights(layer.pool(x)).double()
             self._add(self._sums.setdefault(name, _Sums()), layer, weights)
 
         return add
@@ -180,9 +180,7 @@ def mixing_layers(model: nn.Module) -> dict[str, DynamicLayer]:
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, DynamicLayer)
-        and type(layer).mix is not DynamicLayer.mix
-        and not layer.awaits_plan
+        if isinstance(layer, DynamicLayer) and layer.mixes and not layer.awaits_plan
     }
 
 
@@ -245,9 +243,9 @@ def _started(layer: DynamicLayer) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module | None) -> Iterator[None]:
+def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, so that running statistics stay as they are."""
-    modes = {} if module is None else {part: part.training for part in module.modules()}
+    modes = {part: part.training for part in module.modules()}
     for part in modes:
         part.training = False
     try:

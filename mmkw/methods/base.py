@@ -103,6 +103,15 @@ class DynamicLayer(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def mixes(self) -> bool:
+        """Whether kernels are mixed by weights, which :meth:`mixing_weights` gives."""
+        return type(self).mix is not DynamicLayer.mix
+
+    def mixing_weights(self, pooled: Any) -> Tensor:
+        """The weights of what the kernels are mixed from, ``(N, mixtures, n)``."""
+        return self.mix(pooled).coefficients
+
     def convolve(self, x: Tensor, pooled: Any, **geometry) -> Tensor:
         """Convolve with the kernels for the pooled input, and add the bias.
 

@@ -11,6 +11,7 @@ from fd_conv_by_hand import fd_conv
 from golden import load_golden, make_input, make_tensor
 from torch import nn
 
+from mmkw.analysis.attention import AttentionRecorder
 from mmkw.analysis.complexity import cost_by_stage
 from mmkw.methods.fd_conv import (
     FDConv,
@@ -292,6 +293,22 @@ def test_operations_are_counted():
     assert cost.operations.attention == 32 * 16 + 16 * (32 + 48 + 9 + 8)
     # Real and imaginary parts of coefficients, four gates, and a convolution of 3 for local ones.
     assert cost.operations.assembling == 2 * 144 * 49 + 4 * 48 * 32 * 9 + 48 * 9 * 3 * 32
+
+
+def test_attention_statistics():
+    """Of layers that are not plain; a new attention weighs all sets alike."""
+    plain, layer = FDConv2d(16, 32, 1), FDConv2d(32, 32, 3, num_kernels=8)
+    before = copy.deepcopy(layer.state_dict())
+    recorder = AttentionRecorder(nn.Sequential(plain, layer))
+    with recorder.recording():
+        recorder.model(torch.randn(4, 16, 6, 5))
+    (result,) = recorder.results()
+    assert (result.layer, result.mean.shape, result.count) == ('1', (1, 8), 4)
+    np.testing.assert_allclose(result.mean, 1 / 8, rtol=1e-3)
+    assert result.entropy == pytest.approx(1, abs=1e-3)
+    # The run itself is the only batch that batch norm has seen.
+    batches = 'KSM_Global.bn.num_batches_tracked'
+    assert layer.state_dict()[batches] == before[batches] + 1
 
 
 def test_layers_on_the_meta_device_leave_no_trace():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,13 @@ _MIN_HIDDEN = 16
 def gate(logits: Tensor, activation: str, max_gate: float) -> Tensor:
     """``max_gate * sigmoid(z)``, or ``1 + tanh(z)``."""
     return 1 + logits.tanh() if activation == 'tanh' else max_gate * logits.sigmoid()
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless an activation is one of the choices."""
+    if value not in choices:
+        only = ' (softmax needs only_kernel_attention)' if name == 'activation' else ''
+        raise ValueError(f'{name} must be one of {", ".join(choices)}{only}, but got {value!r}')
 
 
 class PointwiseLinear(AttentionLinear):

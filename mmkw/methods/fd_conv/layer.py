@@ -27,7 +27,7 @@ from ...ops.routes import add_bias, is_forced, kernel_conv, recording_mode
 from ..base import DynamicConvNd, IntOrTuple
 from ..loaded import check_attention, tensor_of
 from ..registry import Method, register_method
-from .attention import Gates, GlobalAttention, LocalAttention, gate
+from .attention import Gates, GlobalAttention, LocalAttention, check_choice, gate
 from .bands import BandModulation
 from .spectrum import (
     check_groups,
@@ -154,9 +154,9 @@ class FDConv2d(DynamicConvNd):
         )  # fmt: skip
         for name, number in numbers.items():
             check_positive(name, number)
-        _check_choice('activation', activation, _ACTIVATIONS[: 2 + only_kernel_attention])
-        _check_choice('local_activation', local_activation, _ACTIVATIONS[:2])
-        _check_choice('band_activation', band_activation, _ACTIVATIONS)
+        check_choice('activation', activation, _ACTIVATIONS[: 2 + only_kernel_attention])
+        check_choice('local_activation', local_activation, _ACTIVATIONS[:2])
+        check_choice('band_activation', band_activation, _ACTIVATIONS)
         if kept > 1 or (kept < 1 and stores_kernel):
             raise ValueError(
                 f'kept must be at most 1, and 1 with stores_kernel, but got {kept} and '
@@ -251,8 +251,7 @@ class FDConv2d(DynamicConvNd):
 
     def pad(self, x: Tensor) -> Tensor:
         """Gate the bands of the input, then pad it."""
-        # The compiler, which is not refused, says that it exports, too. Counting operations forces
-        # the reference, as its trace is only for the size that it sees.
+        # The compiler says that it exports, too; counting operations forces the reference.
         is_recorded = recording_mode() == 'any batch' and not _is_compiling()
         if is_recorded and not self.is_plain and not is_forced('reference'):
             raise RuntimeError(
@@ -309,6 +308,13 @@ class FDConv2d(DynamicConvNd):
             kernels = kernels * local.permute(0, 1, 4, 2, 3).to(kernels.dtype)
         return kernels.to(self.weight.dtype if self.stores_kernel else self.dft_weight.dtype)
 
+    @property
+    def mixes(self) -> bool:
+        return not self.is_plain
+
+    def mixing_weights(self, pooled: Tensor) -> Tensor:
+        return self.KSM_Global(pooled).kernel.unsqueeze(1)
+
     def convolve(self, x: Tensor, pooled: Tensor, **geometry) -> Tensor:
         if self.is_plain:
             return F.conv2d(x, self.weight.to(x.dtype), self.bias, **geometry)
@@ -359,12 +365,6 @@ class FDConv2d(DynamicConvNd):
 
     def method_repr(self) -> str:
         return 'plain' if self.is_plain else f'num_kernels={self.num_kernels}'
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        only = ' (softmax needs only_kernel_attention)' if name == 'activation' else ''
-        raise ValueError(f'{name} must be one of {", ".join(choices)}{only}, but got {value!r}')
 
 
 @register_method
