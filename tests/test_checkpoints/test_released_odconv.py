@@ -131,8 +131,6 @@ def test_mask_rcnn_is_converted_too(tmp_path):
 
 RESNET, MOBILENET = GOLDEN
 DAMAGES = {
-    'a block less': (RESNET, drop('layer3.1.'), r'no ResNet .* has \(2, 2, 1, 2\) basic blocks'),
-    'another width': (MOBILENET, put(features__0__1__weight=20), r'32 or 24 or 16 .* has 20'),
     'two numbers of kernels': (
         MOBILENET,
         put(features__2__conv__0__0__weight=(2, 48, 8, 1, 1)),
@@ -148,7 +146,6 @@ DAMAGES = {
         drop('features.2.conv.0.0.weight'),
         r'it lacks features\.2\.conv\.0\.0\.weight',
     ),
-    'no classifier': (MOBILENET, drop('classifier.'), r'it lacks head\.fc\.bias'),
     'no attention': (
         MOBILENET,
         drop('features.2.conv.0.0.attention.kernel_fc.'),
