@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
 RUN_NEEDS := torch torchvision mmengine mmcv.ops mmdet mmpretrain sklearn matplotlib
-TEST_NEEDS := pytest xdist tensorboard safetensors timm mim
+TEST_NEEDS := mmseg ftfy pytest xdist tensorboard safetensors timm mim
 # A process per core, up to four, as each takes about 1 GB. Each test file stays in one of them;
 # PYTEST_ARGS=-n0 leaves it at one process.
 PYTEST = OMP_NUM_THREADS=1 "$(PY)" -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder

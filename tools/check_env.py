@@ -17,6 +17,7 @@ PACKAGE_OF_MODULE = {
     'sklearn': 'scikit-learn',
     'cv2': 'opencv-python',
     'xdist': 'pytest-xdist',
+    'mmseg': 'mmsegmentation',
 }
 
 

@@ -1,4 +1,4 @@
-"""Show what a trained classifier or detector sees in an image, or in each image of a folder.
+"""Show what a trained model sees in an image, or in each image of a folder.
 
 python tools/image_demo.py photo.jpg CONFIG CHECKPOINT
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from cli_common import (
     add_debug_option,
     check_file,
@@ -32,8 +33,8 @@ class Finding(NamedTuple):
 
     Attributes:
         name: of the class; its number if the class names are not known.
-        score: between 0 and 1.
-        box: left, top, right and bottom edge in pixels; ``None`` from a classifier.
+        score: between 0 and 1; of a segmentation the part of the pixels that are of the class.
+        box: left, top, right and bottom edge in pixels; only of a detector.
     """
 
     name: str
@@ -73,7 +74,8 @@ def look_at_images(
     Class names come from the checkpoint, or from the config's test data if it has none.
 
     Args:
-        config: of a classifier of MMPretrain or a detector of MMDetection.
+        config: of a classifier of MMPretrain, a detector of MMDetection or a network of
+            MMSegmentation.
         checkpoint: file of its weights.
         images: files.
         out: folder for the drawings, is made.
@@ -81,20 +83,24 @@ def look_at_images(
         min_score: of the objects that a detector shows. Defaults to 0.3.
 
     Yields:
-        Each image, what was found, the highest score first (a classifier's five best classes), and
-        the file of the drawing.
+        Each image, what was found, the highest score first (a classifier's five best classes, all
+        classes of a segmentation), and the file of the drawing.
 
     Raises:
-        ValueError: if the config is of neither package, an image cannot be read, or its drawing
+        ValueError: if the config is of another package, an image cannot be read, or its drawing
             would take its place.
         RuntimeError: if the checkpoint does not fit the model.
     """
     scope = config.get('default_scope')
-    looks = {'mmpretrain': (_classify, _classifier_drawing), 'mmdet': (_detect, _detector_drawing)}
+    looks = {
+        'mmpretrain': (_classify, _png_drawing),
+        'mmdet': (_detect, _detector_drawing),
+        'mmseg': (_segment, _png_drawing),
+    }
     if scope not in looks:
         raise ValueError(
-            f'default_scope must be mmpretrain, for a classifier, or mmdet, for a detector, but '
-            f'is {scope!r}'
+            f'default_scope must be mmpretrain, for a classifier, mmdet, for a detector, or mmseg, '
+            f'for a segmentation, but is {scope!r}'
         )
     look, drawing_of = looks[scope]
     for image in images:
@@ -110,8 +116,8 @@ def look_at_images(
     return look(config, checkpoint, images, Path(out), device, min_score)
 
 
-def _classifier_drawing(out: Path, image: str) -> Path:
-    """Where MMPretrain draws an image."""
+def _png_drawing(out: Path, image: str) -> Path:
+    """Where MMPretrain draws an image, and MMSegmentation is told to."""
     return (out / Path(image).stem).with_suffix('.png')
 
 
@@ -135,7 +141,7 @@ def _classify(config, checkpoint, images, out, device, min_score):
         best = scores.argsort()[::-1][:5]
         names = inferencer.classes or range(len(scores))
         findings = [Finding(str(names[label]), float(scores[label])) for label in best]
-        yield image, findings, _classifier_drawing(out, image)
+        yield image, findings, _png_drawing(out, image)
 
 
 def _detect(config, checkpoint, images, out, device, min_score):
@@ -159,6 +165,29 @@ def _detect(config, checkpoint, images, out, device, min_score):
         yield image, findings, _detector_drawing(out, image)
 
 
+def _segment(config, checkpoint, images, out, device, min_score):
+    from mmseg.apis import inference_model, init_model, show_result_pyplot
+
+    config.model.train_cfg = None
+    device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    model = init_model(config, device=device)
+    meta = _load(model, checkpoint)
+    model.dataset_meta = meta.get('dataset_meta') or dict(config.test_dataloader.dataset.metainfo)
+    classes = model.dataset_meta['classes']
+    for image in images:
+        result = inference_model(model, image)
+        shares = result.pred_sem_seg.data.flatten().bincount(minlength=len(classes)).double()
+        shares /= shares.sum()
+        findings = [
+            Finding(classes[label], float(shares[label]))
+            for label in shares.argsort(descending=True, stable=True)
+            if shares[label] > 0
+        ]
+        drawing = _png_drawing(out, image)
+        show_result_pyplot(model, image, result, draw_gt=False, show=False, out_file=str(drawing))
+        yield image, findings, drawing
+
+
 def _load(model: Any, checkpoint: str) -> dict:
     return load_checkpoint(model, checkpoint, map_location='cpu', strict=True).get('meta', {})
 
@@ -176,7 +205,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('image', help='an image, or a folder of images')
-    parser.add_argument('config', help='config of MMPretrain or MMDetection')
+    parser.add_argument('config', help='config of MMPretrain, MMDetection or MMSegmentation')
     parser.add_argument('checkpoint', help='path of the checkpoint file')
     parser.add_argument(
         '--out-dir', default='outputs', help='folder for the drawings (default: %(default)s)'

@@ -13,10 +13,11 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 readonly stack=${1:-openmmlab} pins=requirements/tested.txt
 case $stack in
 openmmlab)
-    prefix='' venv=.venv packages=(mmengine mmdet mmpretrain setuptools) mim=openmim ;;
+    prefix='' venv=.venv mim=openmim
+    packages=(mmengine mmdet mmpretrain mmsegmentation ftfy regex setuptools) ;;
 onedl)
-    prefix=onedl- venv=.venv-fork packages=(onedl-mmengine onedl-mmdetection onedl-mmpretrain)
-    mim=onedl-mim ;;
+    prefix=onedl- venv=.venv-fork mim=onedl-mim
+    packages=(onedl-mmengine onedl-mmdetection onedl-mmpretrain onedl-mmsegmentation ftfy regex) ;;
 *)
     printf 'there is no stack %s; give openmmlab or onedl\n' "$stack" >&2 && exit 1 ;;
 esac

@@ -26,6 +26,8 @@ from mmkw.analysis.configs import type_name
 _DRAWING = {
     'DetVisualizationHook': dict(switch=dict(draw=True), folder='test_out_dir'),
     'VisualizationHook': dict(switch=dict(enable=True, interval=1), folder='out_dir'),
+    # The folder is that of the visualizer.
+    'SegVisualizationHook': dict(switch=dict(draw=True, interval=1), folder=None),
 }
 
 # Test-time augmentation by a horizontal flip, for configs that define none.
@@ -35,6 +37,7 @@ _TTA_MODEL = {
         tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
     ),
     'mmpretrain': dict(type='AverageClsScoreTTA'),
+    'mmseg': dict(type='SegTTAModel'),
 }
 
 
@@ -86,7 +89,9 @@ def _enable_drawing(config, args):
     if args.tta and type_name(hook) == 'VisualizationHook':
         fail('mmpretrain cannot draw the images of --tta; leave out --tta or the drawing')
     hook.update(drawing['switch'], show=args.show, wait_time=args.wait_time)
-    if args.show_dir is not None:
+    if args.show_dir is not None and drawing['folder'] is None:
+        config.visualizer.save_dir = args.show_dir
+    elif args.show_dir is not None:
         hook[drawing['folder']] = args.show_dir
 
 

@@ -1,11 +1,13 @@
-"""Make two small image sets from the scans of handwritten digits inside scikit-learn.
+"""Make small image sets from the scans of handwritten digits inside scikit-learn.
 
 ``sklearn.datasets.load_digits`` reads 1,797 scans of 8 x 8 pixels (UCI "Optical Recognition of
 Handwritten Digits") from the installed package, so nothing is downloaded. Out of them come
 
 * ``imagenet/{train,val}/<class>/*.png``: one digit an image, in ImageNet's folder layout;
 * ``coco/{train,val}/*.png`` and ``coco/annotations/instances_{train,val}.json``: scenes of several
-  digits on textured ground, in COCO's format, with exact instance masks.
+  digits on textured ground, in COCO's format, with exact instance masks;
+* ``coco/labels/{train,val}/*.png``: the same scenes for segmentation, 0 for ground and 1 to 10 for
+  the digits 0 to 9 at each pixel.
 
 Both sets share one split by scan: a scan used for training appears nowhere in validation.
 """
@@ -28,7 +30,7 @@ CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS = ('train', 'val')
 MANIFEST = 'manifest.json'
 MAKER = 'tools/dataset_converters/digits.py'
-FORMAT = 1  # raised whenever the same settings would give other files
+FORMAT = 2  # raised whenever the same settings would give other files
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,8 @@ def overlap(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> f
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an RGB picture; raise OSError if it cannot be written."""
-    if not cv2.imwrite(str(path), image[..., ::-1]):
+    """Write an RGB picture or a label map; raise OSError if it cannot be written."""
+    if not cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image):
         raise OSError(f'cannot write {path}: is the disk full, or the folder read-only?')
 
 
@@ -223,6 +225,7 @@ def write_classification(
 def write_detection(
     root: Path,
     annotation_file: Path,
+    label_root: Path,
     rng: np.random.Generator,
     scans: np.ndarray,
     labels: np.ndarray,
@@ -230,16 +233,21 @@ def write_detection(
     scenes: int,
     size: int,
 ) -> None:
-    """Write ``scenes`` pictures under ``root`` and what is in them as a COCO file.
+    """Write ``scenes`` pictures under ``root``, and what is in them as COCO file and label maps.
 
     Beside COCO's own fields, each annotation holds ``scan``, the index of the scan it shows.
     """
     root.mkdir(parents=True)
+    label_root.mkdir(parents=True)
     images, annotations = [], []
     for scene in range(1, scenes + 1):
         picture, digits = render_scene(rng, scans, indices, size)
         name = f'{scene:06d}.png'
         write_image(root / name, picture)
+        label_map = np.zeros((size, size), np.uint8)
+        for digit in digits:
+            label_map[digit['mask']] = labels[digit['scan']] + 1
+        write_image(label_root / name, label_map)
         images.append(dict(id=scene, file_name=name, width=size, height=size))
         for digit in digits:
             segmentation = rle_codec.encode(np.asfortranarray(digit['mask'], dtype=np.uint8))
@@ -281,6 +289,7 @@ def write_all(root: Path, settings: DigitsSettings) -> None:
         write_detection(
             root / 'coco' / split,
             root / 'coco' / 'annotations' / f'instances_{split}.json',
+            root / 'coco' / 'labels' / split,
             np.random.default_rng([settings.seed, number, 1]),
             *drawing,
             scenes[split],
@@ -297,7 +306,7 @@ def write_all(root: Path, settings: DigitsSettings) -> None:
 def count_files(root: Path) -> dict[str, int]:
     """Count the files of each part of the data under ``root``; 0 for a part that is missing."""
     parts = [f'{kind}/{split}' for kind in ('imagenet', 'coco') for split in SPLITS]
-    parts.append('coco/annotations')
+    parts += ['coco/annotations', *(f'coco/labels/{split}' for split in SPLITS)]
     return {part: sum(path.is_file() for path in Path(root, part).rglob('*')) for part in parts}
 
 

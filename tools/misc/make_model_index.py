@@ -48,6 +48,7 @@ FOLDERS = {
             "mask AP (FDConv's paper)": 'mask AP (paper)',
         },
     ),
+    'segmentation': ('ADE20K', 'Semantic Segmentation', {}),
 }
 
 
@@ -73,7 +74,10 @@ def metafile(folder, text):
     models = []
     for row in table_rows(text):
         name = row['config'][: -len('.py')]
-        metadata = dict({'Training Data': data}, Parameters=int(row['parameters'].replace(',', '')))
+        trained_on = 'Cityscapes' if 'cityscapes' in name else data
+        metadata = dict(
+            {'Training Data': trained_on}, Parameters=int(row['parameters'].replace(',', ''))
+        )
         recipe = re.search(r'_(\d+)xb(\d+)-(\d+)e_', name)
         if recipe:
             metadata['Epochs'] = int(recipe[3])
@@ -107,7 +111,8 @@ def metafile(folder, text):
 
 def collection(name):
     """The group of a model: a method, or the plain networks."""
-    backbone = name.split('_')[1] if '-rcnn_' in name else name
+    has_head = name.split('_')[0].endswith(('-rcnn', 'pspnet', 'upernet'))
+    backbone = name.split('_')[1] if has_head else name
     methods = dict(
         kw='KernelWarehouse', odconv='ODConv', dyconv='DY-Conv', condconv='CondConv', dcd='DCD',
         fdconv='FDConv', se='SE', cbam='CBAM', eca='ECA', cgc='CGC', weightnet='WeightNet',
