@@ -101,6 +101,18 @@ def replaced_backbone(cfg: Config) -> dict:
 load = cache(Config.fromfile)
 
 
+def classifier_before(path: Path) -> Path:
+    """The ImageNet config from whose last checkpoint a config starts, wherever it is started."""
+    start = replaced_backbone(load(path)).init_cfg
+    trained = Path(start.checkpoint)
+    classifier = CONFIGS / 'imagenet' / f'{trained.parent.name}.py'
+    assert (start.type, start.prefix) == ('Pretrained', 'backbone.')
+    assert trained.is_absolute()
+    assert trained.parents[1].resolve() == CONFIGS.parent / 'work_dirs'
+    assert trained.name == f'epoch_{load(classifier).train_cfg.max_epochs}.pth'
+    return classifier
+
+
 def build(cfg: Config) -> nn.Module:
     """The model as a Runner of this config would build it."""
     model = copy.deepcopy(cfg.model)

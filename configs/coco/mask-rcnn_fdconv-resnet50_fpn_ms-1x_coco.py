@@ -1,25 +1,10 @@
-# Mask R-CNN as FDConv's authors train it: from torchvision's plain ResNet50, whose kernels become
-# spectra, in half precision. Their number of GPUs is not known; four make the batch of 16 that the
-# other configs have.
-_base_ = './_base_/mask-rcnn_fpn_ms-1x.py'
+# Mask R-CNN as FDConv's authors train it, in half precision. Their number of GPUs is not known;
+# four make the batch of 16 that the other configs have.
+_base_ = ['./_base_/mask-rcnn_fpn_ms-1x.py', './_base_/fdconv-resnet50.py']
 
-# Stem and layer1 are frozen, but the gates of layer1 train.
 model = dict(
     data_preprocessor=dict(pad_size_divisor=64),
-    backbone=dict(
-        _delete_=True,
-        type='DynamicBackbone',
-        backbone=dict(
-            type='mmdet.ResNet',
-            depth=50,
-            frozen_stages=0,
-            norm_eval=True,
-            init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
-        ),
-        layer=dict(type='FDConv2d'),
-        layers=['layer*.conv?'],
-        only_attentions_train_in=['layer1'],
-    ),
+    backbone=dict(_delete_=True, backbone=_base_.plain_backbone, **_base_.fdconv),
 )
 
 train_dataloader = dict(batch_size=4, num_workers=4)

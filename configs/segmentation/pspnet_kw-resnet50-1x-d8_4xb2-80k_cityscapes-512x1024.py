@@ -1,25 +1,7 @@
-# PSPNet with output stride 8, from the last checkpoint of the ImageNet config, temperature at 0.
-_base_ = 'mmseg::pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py'
+_base_ = [
+    'mmseg::pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py',
+    './_base_/kw-resnet50-d8.py',
+]
 custom_imports = dict(imports=['mmkw'], allow_failed_imports=False)
-work_dirs = '{{ fileDirname }}/../../work_dirs'
 
-model = dict(
-    pretrained=None,
-    backbone=dict(
-        _delete_=True,
-        type='KWResNet',
-        depth=50,
-        zero_init_residual=False,
-        out_indices=(0, 1, 2, 3),
-        strides=(1, 2, 1, 1),
-        dilations=(1, 1, 2, 4),
-        contract_dilation=True,
-        norm_cfg=dict(type='SyncBN', requires_grad=True),
-        init_cfg=dict(
-            type='Pretrained',
-            prefix='backbone.',
-            checkpoint=f'{work_dirs}/kw-resnet50-1x_8xb512-300e_in1k/epoch_300.pth',
-        ),
-    ),
-)
-custom_hooks = [dict(type='KWDisableAttentionInitHook')]
+model = dict(pretrained=None, backbone=dict(_delete_=True, **_base_.dynamic_backbone))

@@ -1,25 +1,7 @@
-_base_ = './pspnet_kw-resnet50-1x-d8_4xb2-80k_cityscapes-512x1024.py'
+_base_ = [
+    'mmseg::pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py',
+    './_base_/odconv-resnet50-d8.py',
+]
+custom_imports = dict(imports=['mmkw'], allow_failed_imports=False)
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='DynamicBackbone',
-        backbone=dict(
-            type='mmseg.ResNet',
-            depth=50,
-            zero_init_residual=False,
-            out_indices=(0, 1, 2, 3),
-            strides=(1, 2, 1, 1),
-            dilations=(1, 1, 2, 4),
-            contract_dilation=True,
-            norm_cfg=dict(type='SyncBN', requires_grad=True),
-            init_cfg=dict(
-                type='Pretrained',
-                prefix='backbone.',
-                checkpoint=f'{_base_.work_dirs}/odconv-resnet50-4x_8xb512-300e_in1k/epoch_300.pth',
-            ),
-        ),
-        layer=dict(type='ODConv2d', num_kernels=4),
-        layers=['layer*.conv?'],
-    ),
-)
+model = dict(pretrained=None, backbone=dict(_delete_=True, **_base_.dynamic_backbone))

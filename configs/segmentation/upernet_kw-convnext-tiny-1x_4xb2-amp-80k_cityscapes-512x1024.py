@@ -1,25 +1,14 @@
-# UPerNet, from the last checkpoint of the ImageNet config, temperature at 0. MMSegmentation has no
-# ConvNeXt for Cityscapes: data and length are those of its UPerNet there, the rest is its recipe of
-# ConvNeXt for ADE20K.
-_base_ = 'mmseg::upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py'
+# MMSegmentation has no ConvNeXt for Cityscapes: data and length are those of its UPerNet there, the
+# rest is its recipe of ConvNeXt for ADE20K.
+_base_ = [
+    'mmseg::upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py',
+    './_base_/kw-convnext-tiny.py',
+]
 custom_imports = dict(imports=['mmkw'], allow_failed_imports=False)
-work_dirs = '{{ fileDirname }}/../../work_dirs'
 
 model = dict(
     pretrained=None,
-    backbone=dict(
-        _delete_=True,
-        type='KWConvNeXt',
-        arch='tiny',
-        out_indices=(0, 1, 2, 3),
-        gap_before_final_norm=False,
-        drop_path_rate=0.4,
-        init_cfg=dict(
-            type='Pretrained',
-            prefix='backbone.',
-            checkpoint=f'{work_dirs}/kw-convnext-tiny-1x_8xb512-300e_in1k/epoch_300.pth',
-        ),
-    ),
+    backbone=dict(_delete_=True, **_base_.dynamic_backbone),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),
 )
@@ -35,4 +24,3 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, begin=1500, end=80000, eta_min=0.0, by_epoch=False),
 ]
-custom_hooks = [dict(type='KWDisableAttentionInitHook')]

@@ -1,22 +1,4 @@
-_base_ = './upernet_kw-resnet50-1x_4xb4-160k_ade20k-512x512.py'
+_base_ = ['mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py', './_base_/odconv-resnet50.py']
+custom_imports = dict(imports=['mmkw'], allow_failed_imports=False)
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='DynamicBackbone',
-        backbone=dict(
-            type='mmseg.ResNet',
-            depth=50,
-            zero_init_residual=False,
-            out_indices=(0, 1, 2, 3),
-            norm_cfg=dict(type='SyncBN', requires_grad=True),
-            init_cfg=dict(
-                type='Pretrained',
-                prefix='backbone.',
-                checkpoint=f'{_base_.work_dirs}/odconv-resnet50-4x_8xb512-300e_in1k/epoch_300.pth',
-            ),
-        ),
-        layer=dict(type='ODConv2d', num_kernels=4),
-        layers=['layer*.conv?'],
-    ),
-)
+model = dict(pretrained=None, backbone=dict(_delete_=True, **_base_.dynamic_backbone))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from config_models import CONFIGS, SEGMENTATION, build, load, named
+from config_models import SEGMENTATION, build, classifier_before, load, named, readme_rows
 from mmengine.registry import MODELS, DefaultScope
 from tiny_runs import load_tool
 
@@ -31,19 +31,14 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2, save_o
 @pytest.mark.parametrize('path', SEGMENTATION, ids=named)
 def test_networks_and_their_starts(path):
     """README's counts, features that fit the heads, a start from the ImageNet config's output."""
-    cfg = load(path)
-    model = build(cfg).eval()
-    readme = (path.parent / 'README.md').read_text(encoding='utf-8')
+    model = build(load(path)).eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert f'({path.name}) | {parameters:,} |' in readme
-    backbone = cfg.model.backbone
-    backbone = backbone.get('backbone', backbone)
-    start = Path(backbone.init_cfg.checkpoint)
-    assert start.parents[1].resolve() == CONFIGS.parent / 'work_dirs'
-    classifier = load(CONFIGS / 'imagenet' / f'{start.parent.name}.py')
-    assert start.name == f'epoch_{classifier.train_cfg.max_epochs}.pth'
-    needed = {name: value.shape for name, value in model.backbone.state_dict().items()}
-    given = {name: value.shape for name, value in build(classifier).backbone.state_dict().items()}
+    assert readme_rows('segmentation')[path.stem] == [f'{parameters:,}']
+    classifier = build(load(classifier_before(path)))
+    needed, given = (
+        {name: value.shape for name, value in network.backbone.state_dict().items()}
+        for network in (model, classifier)
+    )
     # A ConvNeXt for segmentation normalises the output of every stage, a classifier the last.
     assert all(needed[name] == given[name] for name in needed if not re.match(r'norm[012]\.', name))
     with torch.no_grad():

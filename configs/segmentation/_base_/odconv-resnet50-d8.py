@@ -1,0 +1,6 @@
+# The outputs of all stages but the first have stride 8.
+_base_ = './odconv-resnet50.py'
+
+dynamic_backbone = dict(
+    backbone=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True)
+)
