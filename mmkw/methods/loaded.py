@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +27,14 @@ def tensor_of(state_dict: dict[str, Any], name: str) -> Tensor | None:
     return value
 
 
+def wrong_kernel(name: str, kernel: Tensor, shape: Sequence[int]) -> ValueError:
+    """The error for a plain kernel of a checkpoint that has not the shape of the layer's."""
+    return ValueError(
+        f'{name} of the checkpoint has shape {tuple(kernel.shape)}, but the model needs '
+        f'{tuple(shape)}: it is of another architecture, depth or width'
+    )
+
+
 def check_attention(
     attention: nn.Module, state_dict: dict[str, Any], prefix: str, with_first: bool = False
 ) -> None:
@@ -48,10 +57,11 @@ def check_attention(
     if not found:
         return
     expected = attention.state_dict(prefix=prefix)
+    first = 0 if with_first else 1
     for name in {**expected, **found}:
         here, there = tensor_of(expected, name), tensor_of(found, name)
         fits = here is not None and there is not None and here.dim() == there.dim()
-        fits = fits and here.shape[not with_first :] == there.shape[not with_first :]
+        fits = fits and here.shape[first:] == there.shape[first:]
         if not fits and name.rpartition('.')[2] not in _OPTIONAL:
             raise ValueError(
                 f'{name} {_shape(there)} in the checkpoint, but {_shape(here)} in the model: the '

@@ -25,7 +25,7 @@ from ...arguments import check_positive, checks_arguments
 from ...ops.mixing import scale_maps, scale_positions
 from ...ops.routes import add_bias, is_forced, kernel_conv, recording_mode
 from ..base import DynamicConvNd, IntOrTuple
-from ..loaded import check_attention, tensor_of
+from ..loaded import check_attention, tensor_of, wrong_kernel
 from ..registry import Method, register_method
 from .attention import Gates, GlobalAttention, LocalAttention, check_choice, gate
 from .bands import BandModulation
@@ -140,11 +140,12 @@ class FDConv2d(DynamicConvNd):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,
         )  # fmt: skip
-        num_weights = dict(num_kernels=out_channels // 2 if num_kernels is None else num_kernels)
-        for name, value in dict(num_weights, copies=copies, band_groups=band_groups).items():
+        is_derived = num_kernels is None
+        num_kernels = out_channels // 2 if is_derived else num_kernels
+        counts = dict(num_kernels=num_kernels, copies=copies, band_groups=band_groups)
+        for name, value in counts.items():
             check_positive(name, value, whole=True)
-        if num_kernels is None:
-            num_kernels = num_weights['num_kernels']
+        if is_derived:
             kernel_temperature = math.sqrt(num_kernels * copies)
         if temperature is None:
             temperature = kernel_temperature
@@ -346,11 +347,7 @@ class FDConv2d(DynamicConvNd):
         kernel = None if self.is_plain else tensor_of(state_dict, prefix + 'weight')
         if kernel is not None:
             if tuple(kernel.shape) != tuple(self.kernel_shape):
-                raise ValueError(
-                    f'{prefix}weight of the checkpoint has shape {tuple(kernel.shape)}, but the '
-                    f'model needs {tuple(self.kernel_shape)}: it is of another architecture, depth '
-                    f'or width'
-                )
+                raise wrong_kernel(f'{prefix}weight', kernel, self.kernel_shape)
             if not self.stores_kernel:
                 del state_dict[prefix + 'weight']
                 state_dict[prefix + 'dft_weight'] = self.converted(kernel.to(self.dft_weight))

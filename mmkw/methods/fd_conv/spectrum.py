@@ -52,11 +52,22 @@ def spectrum_kernels(spectra: Tensor, size: int) -> Tensor:
 
 def real_columns(spectrum: Tensor, size: int) -> Tensor:
     """Leave out the imaginary parts that a real signal of this size along the last axis has not."""
-    is_complex = torch.ones(spectrum.shape[-1], dtype=spectrum.real.dtype, device=spectrum.device)
-    is_complex[0] = 0
-    if size % 2 == 0:
-        is_complex[-1] = 0
-    return torch.complex(spectrum.real, spectrum.imag * is_complex)
+    find_mask = uncached_if_recorded(_complex_columns)
+    mask = find_mask(spectrum.shape[-1], size % 2 == 0, spectrum.real.dtype, spectrum.device)
+    return torch.complex(spectrum.real, spectrum.imag * mask)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # Kept for later calls, which autograd may follow.
+def _complex_columns(
+    columns: int, is_even: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """1 for the columns of a real signal's spectrum that may be complex, else 0."""
+    mask = torch.ones(columns, dtype=dtype, device=device)
+    mask[0] = 0
+    if is_even:
+        mask[-1] = 0
+    return mask
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from ...ops.mixing import Mixture
 from ...ops.routes import dynamic_conv
 from ..bank import BankModule
 from ..base import DynamicConvNd, DynamicLinear, IntOrTuple
-from ..loaded import check_attention, tensor_of
+from ..loaded import check_attention, tensor_of, wrong_kernel
 from ..temperature import AnnealedModule, TemperatureRange
 from .attention import AttentionConfig, AttentionOptions, KernelAttention
 from .folding import FoldableLayer
@@ -273,10 +273,7 @@ class KWLayer(FoldableLayer):
         shape = self.kernel_shape
         # Linear layers and 1 x 1 convolutions may stand for each other.
         if kernel.numel() != math.prod(shape) or tuple(kernel.shape[:2]) != tuple(shape[:2]):
-            raise ValueError(
-                f'{prefix}weight of the checkpoint has shape {tuple(kernel.shape)}, but the model '
-                f'needs {tuple(shape)}: it is of another architecture, depth or width'
-            )
+            raise wrong_kernel(f'{prefix}weight', kernel, shape)
         self.warehouse.start_from_plain(kernel.reshape(shape), self.partition)
         self.attention.start_one_to_one()
         warnings.warn(
