@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from cli_common import (
     add_debug_option,
     check_file,
@@ -22,6 +21,7 @@ from cli_common import (
     read_config,
 )
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 
@@ -168,11 +168,8 @@ def _detect(config, checkpoint, images, out, device, min_score):
 def _segment(config, checkpoint, images, out, device, min_score):
     from mmseg.apis import inference_model, init_model, show_result_pyplot
 
-    config.model.train_cfg = None
-    device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    model = init_model(config, device=device)
-    meta = _load(model, checkpoint)
-    model.dataset_meta = meta.get('dataset_meta') or dict(config.test_dataloader.dataset.metainfo)
+    model = init_model(config, device=device or get_device())
+    model.dataset_meta = _dataset_meta(_load(model, checkpoint), config)
     classes = model.dataset_meta['classes']
     for image in images:
         result = inference_model(model, image)
@@ -193,11 +190,16 @@ def _load(model: Any, checkpoint: str) -> dict:
 
 
 def _classes(meta: dict, config: Config) -> Sequence[str] | None:
+    return _dataset_meta(meta, config).get('classes')
+
+
+def _dataset_meta(meta: dict, config: Config) -> dict:
+    """What is known of the classes: by the checkpoint, or else by the config's test data."""
     known = meta.get('dataset_meta') or {}
     dataset = config.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    return known.get('classes') or (dataset.get('metainfo') or {}).get('classes')
+    return known if known.get('classes') else dict(dataset.get('metainfo') or {})
 
 
 def parse_args(argv=None):
